@@ -1,0 +1,227 @@
+//! The subscribers that one shard has, by channel.
+//!
+//! A channel's subscribers are a dense list of connection slots, so that a fan-out walks plain
+//! memory. A subscription knows its place in that list and the list knows the subscription's
+//! place in its connection, so leaving is O(1) on both sides. An entry exists while it has a
+//! subscriber; its generation makes a delivery that was under way to an earlier tenant of the slot
+//! recognisable.
+
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+
+use crate::ids::{ChannelKey, ConnId};
+use crate::msg::LocalRef;
+
+/// One connection's subscription: which entry, and where in its list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscription {
+    pub channel: u32,
+    pub place: u32,
+}
+
+#[derive(Debug)]
+pub struct LocalChannel {
+    pub key: ChannelKey,
+    pub hash: u64,
+    /// Connection slots.
+    subscribers: Vec<u32>,
+    /// For each subscriber, the index of this subscription in its connection's list.
+    places: Vec<u16>,
+    /// The home shard has confirmed that it delivers here.
+    ready: bool,
+    /// Connections whose `subscribed` waits for that.
+    waiting: Vec<ConnId>,
+}
+
+impl LocalChannel {
+    pub fn subscribers(&self) -> &[u32] {
+        &self.subscribers
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct LocalChannels {
+    entries: Vec<(u32, Option<LocalChannel>)>,
+    free: Vec<u32>,
+    by_name: HashTable<u32>,
+}
+
+/// What a subscription to a channel meets.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Delivering: the subscriber can be told at once.
+    Ready,
+    /// The home shard was asked earlier; the subscriber waits.
+    Waiting,
+    /// First subscriber here: the home shard is to be asked.
+    First(LocalRef),
+}
+
+impl LocalChannels {
+    /// Number of channels with a subscriber.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    pub fn find(&self, app: &str, name: &str, hash: u64) -> Option<u32> {
+        self.by_name
+            .find(hash, |slot| {
+                self.get(*slot)
+                    .is_some_and(|c| &*c.key.name == name && &*c.key.app == app)
+            })
+            .copied()
+    }
+
+    pub fn get(&self, slot: u32) -> Option<&LocalChannel> {
+        self.entries.get(slot as usize)?.1.as_ref()
+    }
+
+    /// The entry a message is addressed to, unless the slot has another tenant by then.
+    pub fn resolve(&self, to: LocalRef) -> Option<&LocalChannel> {
+        let (generation, channel) = self.entries.get(to.slot as usize)?;
+        channel.as_ref().filter(|_| *generation == to.generation)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &LocalChannel> {
+        self.entries.iter().filter_map(|(_, c)| c.as_ref())
+    }
+
+    /// The entry for a channel, made if there is none. [`Found::First`] says that it was made.
+    pub fn enter(&mut self, app: &Arc<str>, name: &str, hash: u64) -> (u32, Found) {
+        if let Some(slot) = self.find(app, name, hash) {
+            let ready = self.get(slot).is_some_and(|c| c.ready);
+            return (slot, if ready { Found::Ready } else { Found::Waiting });
+        }
+        let channel = LocalChannel {
+            key: ChannelKey {
+                app: app.clone(),
+                name: name.into(),
+            },
+            hash,
+            subscribers: Vec::new(),
+            places: Vec::new(),
+            ready: false,
+            waiting: Vec::new(),
+        };
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push((0, None));
+            u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
+        });
+        let mut generation = 0;
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            generation = entry.0;
+            entry.1 = Some(channel);
+        }
+        let entries = &self.entries;
+        self.by_name.insert_unique(hash, slot, |s| {
+            entries
+                .get(*s as usize)
+                .and_then(|e| e.1.as_ref())
+                .map_or(0, |c| c.hash)
+        });
+        (slot, Found::First(LocalRef { slot, generation }))
+    }
+
+    /// Adds a connection to an entry; `place` is the subscription's index in the connection.
+    pub fn add(&mut self, slot: u32, conn_slot: u32, place: u16) -> Option<Subscription> {
+        let channel = self.get_mut(slot)?;
+        channel.subscribers.push(conn_slot);
+        channel.places.push(place);
+        Some(Subscription {
+            channel: slot,
+            place: u32::try_from(channel.subscribers.len() - 1).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Notes that a connection is to be told `subscribed` when the home shard has confirmed.
+    pub fn wait(&mut self, slot: u32, conn: ConnId) {
+        if let Some(channel) = self.get_mut(slot) {
+            channel.waiting.push(conn);
+        }
+    }
+
+    /// Stops waiting; true if the connection was.
+    pub fn stop_waiting(&mut self, slot: u32, conn: ConnId) -> bool {
+        let Some(channel) = self.get_mut(slot) else {
+            return false;
+        };
+        let before = channel.waiting.len();
+        channel.waiting.retain(|c| *c != conn);
+        channel.waiting.len() < before
+    }
+
+    /// The home shard confirmed: returns who waited.
+    pub fn confirm(&mut self, local: LocalRef) -> Vec<ConnId> {
+        if self.resolve(local).is_none() {
+            return Vec::new();
+        }
+        let Some(channel) = self.get_mut(local.slot) else {
+            return Vec::new();
+        };
+        channel.ready = true;
+        std::mem::take(&mut channel.waiting)
+    }
+
+    /// Takes one subscription out. The last subscriber's place is filled from the list's end:
+    /// returns that connection's slot and subscription index, which are to be told their place.
+    pub fn remove(&mut self, subscription: Subscription) -> Option<Moved> {
+        let channel = self.get_mut(subscription.channel)?;
+        let place = subscription.place as usize;
+        if place >= channel.subscribers.len() {
+            debug_assert!(false, "a subscription outside its channel's list");
+            return None;
+        }
+        channel.subscribers.swap_remove(place);
+        channel.places.swap_remove(place);
+        let conn_slot = *channel.subscribers.get(place)?;
+        let index = *channel.places.get(place)?;
+        Some(Moved {
+            conn_slot,
+            index,
+            place: subscription.place,
+        })
+    }
+
+    /// Tells an entry that a connection's subscription has moved to another index.
+    pub fn reindex(&mut self, subscription: Subscription, index: u16) {
+        if let Some(place) = self
+            .get_mut(subscription.channel)
+            .and_then(|c| c.places.get_mut(subscription.place as usize))
+        {
+            *place = index;
+        }
+    }
+
+    /// Frees an entry without subscribers; returns what the home shard is to be told.
+    pub fn free_if_empty(&mut self, slot: u32) -> Option<(ChannelKey, u64, LocalRef)> {
+        if !self.get(slot)?.subscribers.is_empty() {
+            return None;
+        }
+        let entry = self.entries.get_mut(slot as usize)?;
+        let channel = entry.1.take()?;
+        let generation = entry.0;
+        entry.0 = generation.wrapping_add(1);
+        self.free.push(slot);
+        if let Ok(found) = self.by_name.find_entry(channel.hash, |s| *s == slot) {
+            found.remove();
+        }
+        Some((channel.key, channel.hash, LocalRef { slot, generation }))
+    }
+
+    fn get_mut(&mut self, slot: u32) -> Option<&mut LocalChannel> {
+        self.entries.get_mut(slot as usize)?.1.as_mut()
+    }
+}
+
+/// A subscription whose place in its channel's list has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Moved {
+    pub conn_slot: u32,
+    pub index: u16,
+    pub place: u32,
+}

@@ -1,0 +1,237 @@
+//! What shards say to each other. The enum is the architecture: each variant says who sends it
+//! to whom, and what happens when the way is full.
+//!
+//! One lane per pair of shards, in order. Publishes are refused before the lane is full (see
+//! [`crate::limits::MESH_PENDING_BYTES_MAX`]), so that what was accepted is never dropped; all
+//! else is bounded by the number of connections, subscriptions and requests.
+
+use std::sync::Arc;
+
+use crate::error::ErrorCode;
+use crate::ids::{ChannelKey, ConnId, RequestId, ShardId};
+use crate::shard::Stats;
+use crate::wire::wsocket::Position;
+
+/// A channel's entry on a shard with subscribers; the generation tells tenants of a slot apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalRef {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+/// Who waits for a publish's outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Conn {
+        shard: ShardId,
+        conn: ConnId,
+        /// The publisher wants its own message (contract D15).
+        echo: bool,
+    },
+    Request {
+        shard: ShardId,
+        request: RequestId,
+        /// Index of the item in the request.
+        item: u32,
+    },
+}
+
+impl Origin {
+    pub fn shard(self) -> ShardId {
+        match self {
+            Self::Conn { shard, .. } | Self::Request { shard, .. } => shard,
+        }
+    }
+}
+
+/// A publish on its way to the home shard, checked but not yet ordered.
+#[derive(Debug, Clone, Copy)]
+pub struct Publish<'a> {
+    pub app: &'a Arc<str>,
+    pub channel: &'a str,
+    /// Hash of app and channel, see [`crate::ids::Placement`].
+    pub hash: u64,
+    /// JSON text.
+    pub data: &'a str,
+    pub id: &'a str,
+    pub persist: bool,
+    pub origin: Origin,
+}
+
+/// [`Publish`] in one allocation: channel, id and data follow each other in `text`.
+#[derive(Debug)]
+pub struct OwnedPublish {
+    app: Arc<str>,
+    hash: u64,
+    text: Box<str>,
+    channel_len: u32,
+    id_len: u32,
+    persist: bool,
+    origin: Origin,
+}
+
+impl OwnedPublish {
+    pub fn new(publish: &Publish<'_>) -> Self {
+        let mut text = String::with_capacity(
+            publish.channel.len() + publish.id.len() + publish.data.len(),
+        );
+        text.push_str(publish.channel);
+        text.push_str(publish.id);
+        text.push_str(publish.data);
+        Self {
+            app: publish.app.clone(),
+            hash: publish.hash,
+            text: text.into_boxed_str(),
+            channel_len: u32::try_from(publish.channel.len()).unwrap_or(0),
+            id_len: u32::try_from(publish.id.len()).unwrap_or(0),
+            persist: publish.persist,
+            origin: publish.origin,
+        }
+    }
+
+    pub fn borrow(&self) -> Publish<'_> {
+        let (channel, rest) = self.text.split_at(self.channel_len as usize);
+        let (id, data) = rest.split_at(self.id_len as usize);
+        Publish {
+            app: &self.app,
+            channel,
+            hash: self.hash,
+            data,
+            id,
+            persist: self.persist,
+            origin: self.origin,
+        }
+    }
+}
+
+/// What became of an accepted publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    pub id: Arc<str>,
+    pub position: Position,
+    /// The id was already known inside the window; nothing was delivered again.
+    pub duplicate: bool,
+}
+
+/// A question to every shard about its part of an app's channels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// Occupied channels with this prefix, after this name, at most so many, by name.
+    Channels {
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    },
+    /// One channel's counts.
+    Channel { name: String },
+    /// Ends the connections of a client id.
+    Disconnect {
+        client_id: String,
+        code: u16,
+        reason: String,
+    },
+    /// Takes a client id's connections out of a channel.
+    Unsubscribe { client_id: String, channel: String },
+    /// Everything a shard has counted.
+    Stats,
+}
+
+/// One shard's answer to a [`Query`].
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// Channel name and subscribers on this shard, by name.
+    Channels(Vec<(Arc<str>, usize)>),
+    Channel {
+        subscribers: usize,
+        /// From the home shard alone; 0 where nothing was stored.
+        last_sequence: Option<u64>,
+    },
+    /// Connections ended or unsubscribed.
+    Count(usize),
+    Stats(Box<Stats>),
+}
+
+#[derive(Debug)]
+pub enum ShardMsg {
+    /// A publisher's shard to the home shard. Way full: refused with 50300 before it is sent.
+    Publish(OwnedPublish),
+    /// Home shard to every shard with a subscriber. Way full: the publish is refused with 50300
+    /// before it gets a sequence.
+    Deliver {
+        to: LocalRef,
+        frame: Arc<[u8]>,
+        /// The publishing connection, where it does not want its own message.
+        exclude: Option<ConnId>,
+        /// When the home shard accepted it; for the latency histogram.
+        accepted_us: u64,
+    },
+    /// Home shard to a publisher's shard: an ack or an error, encoded.
+    Unicast { conn: ConnId, frame: Arc<[u8]> },
+    /// Home shard to the shard of an HTTP publish.
+    PublishDone {
+        request: RequestId,
+        item: u32,
+        result: Result<Published, ErrorCode>,
+    },
+    /// A shard's first subscriber of a channel came, to the home shard. Bounded by subscriptions.
+    Interest { channel: ChannelKey, hash: u64, local: LocalRef },
+    /// Home shard's answer: from here on every message is delivered to that entry.
+    InterestReady { local: LocalRef },
+    /// A shard's last subscriber of a channel left, to the home shard.
+    InterestGone { channel: ChannelKey, hash: u64, local: LocalRef },
+    /// The shard of an HTTP request to all others. Bounded by requests.
+    Ask { app: Arc<str>, request: RequestId, query: Arc<Query> },
+    /// The answer to [`ShardMsg::Ask`].
+    Answer {
+        from: ShardId,
+        request: RequestId,
+        answer: Answer,
+    },
+}
+
+impl ShardMsg {
+    /// Bytes that this message holds on to, roughly; what the pending bound counts.
+    pub fn weight(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Publish(publish) => publish.text.len(),
+                Self::Deliver { frame, .. } | Self::Unicast { frame, .. } => frame.len(),
+                Self::PublishDone { .. }
+                | Self::Interest { .. }
+                | Self::InterestReady { .. }
+                | Self::InterestGone { .. }
+                | Self::Ask { .. }
+                | Self::Answer { .. } => 0,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owned_publish_reads_back_as_it_was() {
+        let app: Arc<str> = "app".into();
+        let origin = Origin::Request {
+            shard: ShardId(1),
+            request: RequestId(9),
+            item: 3,
+        };
+        let publish = Publish {
+            app: &app,
+            channel: "room:é",
+            hash: 5,
+            data: "{\"a\":1}",
+            id: "",
+            persist: false,
+            origin,
+        };
+        let owned = OwnedPublish::new(&publish);
+        let back = owned.borrow();
+        assert_eq!(
+            (back.channel, back.id, back.data, back.persist, back.origin),
+            ("room:é", "", "{\"a\":1}", false, origin)
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! One client's protocol state on its shard: who it is, what it may do, what it is subscribed to,
+//! and what is waiting to be sent to it. What it may do to others is the shard's work.
+
+use std::sync::Arc;
+
+use crate::auth::key::KeyRecord;
+use crate::channel::local::Subscription;
+use crate::ids::ConnId;
+use crate::outbox::Outbox;
+use crate::rate::RateWindow;
+use crate::url::Shape;
+
+/// What a handshake has earned.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    pub app: Arc<str>,
+    pub key: Arc<KeyRecord>,
+    /// Identity (contract D8).
+    pub client_id: Box<str>,
+    /// The connection gets its own messages (contract D15).
+    pub echo: bool,
+    /// Form of presence and history frames (contract D21).
+    pub shape: Shape,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnState {
+    Open,
+    /// Out of every channel; what is left of it belongs to the driver until it releases the slot.
+    Closing,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    pub grant: Grant,
+    /// Publishes of this connection.
+    pub rate: RateWindow,
+    /// Malformed messages in the minute that began at `malformed_since_ms`.
+    pub malformed: u32,
+    pub malformed_since_ms: u64,
+}
+
+/// A connection's slot. What a fan-out touches comes first.
+#[derive(Debug)]
+pub struct Conn {
+    pub outbox: Outbox,
+    /// Monotonic second of the last frame queued towards it.
+    pub last_out_s: u32,
+    /// Already listed for the flush at the end of the turn.
+    pub dirty: bool,
+    pub state: ConnState,
+    /// Has sent a `ping`, PING or PONG of its own: silence means something (contract D12).
+    pub shows_life: bool,
+    /// Monotonic second of the last inbound frame.
+    pub last_in_s: u32,
+    pub generation: u32,
+    pub subscriptions: Vec<Subscription>,
+    pub session: Box<Session>,
+}
+
+impl Conn {
+    pub fn id(&self, slot: u32) -> ConnId {
+        ConnId {
+            slot,
+            generation: self.generation,
+        }
+    }
+}
+
+/// Connections of a shard by slot.
+#[derive(Debug, Default)]
+pub struct Conns {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    open: usize,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Used(Conn),
+    /// Generation of the next tenant.
+    Free(u32),
+}
+
+impl Conns {
+    /// Connections that hold a slot, closing ones too.
+    pub fn len(&self) -> usize {
+        self.open
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open == 0
+    }
+
+    pub fn insert(&mut self, session: Session, now_s: u32) -> ConnId {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::Free(0));
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let mut id = ConnId {
+            slot,
+            generation: 0,
+        };
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            if let Slot::Free(generation) = entry {
+                id.generation = *generation;
+            }
+            *entry = Slot::Used(Conn {
+                outbox: Outbox::default(),
+                last_out_s: now_s,
+                dirty: false,
+                state: ConnState::Open,
+                shows_life: false,
+                last_in_s: now_s,
+                generation: id.generation,
+                subscriptions: Vec::new(),
+                session: Box::new(session),
+            });
+            self.open += 1;
+        }
+        id
+    }
+
+    pub fn remove(&mut self, id: ConnId) {
+        if self.get(id).is_some()
+            && let Some(entry) = self.slots.get_mut(id.slot as usize)
+        {
+            *entry = Slot::Free(id.generation.wrapping_add(1));
+            self.free.push(id.slot);
+            self.open -= 1;
+        }
+    }
+
+    pub fn get(&self, id: ConnId) -> Option<&Conn> {
+        match self.slots.get(id.slot as usize)? {
+            Slot::Used(conn) if conn.generation == id.generation => Some(conn),
+            Slot::Used(_) | Slot::Free(_) => None,
+        }
+    }
+
+    pub fn get_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        match self.slots.get_mut(id.slot as usize)? {
+            Slot::Used(conn) if conn.generation == id.generation => Some(conn),
+            Slot::Used(_) | Slot::Free(_) => None,
+        }
+    }
+
+    /// An open connection; closing ones are as good as gone.
+    pub fn open_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        self.get_mut(id).filter(|c| c.state == ConnState::Open)
+    }
+
+    /// By slot alone: for lists that never outlive the tenant.
+    pub fn at_mut(&mut self, slot: u32) -> Option<&mut Conn> {
+        match self.slots.get_mut(slot as usize)? {
+            Slot::Used(conn) => Some(conn),
+            Slot::Free(_) => None,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (ConnId, &Conn)> {
+        (0u32..).zip(&self.slots).filter_map(|(slot, entry)| match entry {
+            Slot::Used(conn) => Some((conn.id(slot), conn)),
+            Slot::Free(_) => None,
+        })
+    }
+}

@@ -1,0 +1,387 @@
+//! One core's whole state: its connections, the channels they are subscribed to, and the channels
+//! that it is home to.
+//!
+//! No I/O: the driver feeds it handshakes, messages of clients and of other shards, and time, and
+//! carries away what it leaves.
+//!
+//! **After every call of a `handle_*`, `open`, `publish_request`, `ask` or `tick`, the driver takes,
+//! before its turn ends: [`Shard::take_output`] until `None`, [`Shard::take_mesh`] for each peer
+//! that has room, and flushes the connections of [`Shard::take_dirty`]. When
+//! [`Shard::flush_due`] is true it flushes before it feeds anything else.**
+//!
+//! Invariants:
+//! - a connection's subscriptions and its channels' subscriber lists name each other;
+//! - a publish that was accepted is delivered to every subscriber or its connection is ended;
+//! - one channel's messages reach one connection in sequence order: they leave the home shard in
+//!   order, lanes keep order, outboxes keep order.
+
+mod ask;
+mod conn;
+mod counters;
+mod publish;
+mod subscribe;
+mod timers;
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub use counters::{Counters, Histogram, Stats};
+pub use publish::PublishItem;
+
+use crate::auth::key::KeyRing;
+use crate::channel::home::HomeChannels;
+use crate::channel::local::LocalChannels;
+use crate::dedup::DedupTable;
+use crate::error::{CloseCause, ErrorCode};
+use crate::ids::{ConnId, Now, Placement, RequestId, ShardId};
+use crate::limits::{Limits, MESH_PENDING_BYTES_MAX};
+use crate::msg::{Answer, Published, ShardMsg};
+use crate::outbox::{Frame, Outbox};
+use crate::session::Conns;
+use crate::wheel::Wheel;
+use crate::wire::wsocket::FrameEncoder;
+
+/// An unblocked outbox with this many frames is flushed before more is read: far below what ends
+/// a connection, so that a busy turn never makes a slow consumer of a fast one.
+const FLUSH_DUE_FRAMES: usize = 256;
+/// The same in bytes.
+const FLUSH_DUE_BYTES: usize = 64 * 1024;
+
+/// What a shard is told at its start. All shards of a process get the same `placement` and `keys`.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    pub id: ShardId,
+    pub placement: Placement,
+    pub keys: Arc<KeyRing>,
+    pub options: Options,
+    /// Seed of this shard's own random choices; different on every shard.
+    pub seed: u64,
+}
+
+/// Settings that hold for every connection of the process.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub limits: Limits,
+    /// Send the `connected` frame after open (contract D9).
+    pub hello: bool,
+    /// Allow channel names outside ASCII (contract D14).
+    pub utf8_channel_names: bool,
+    /// Honour `?clientId=` (contract D8).
+    pub self_asserted_ids: bool,
+    /// Send Close frames where the official SDKs need a bare TCP close (contract D11).
+    pub close_frames_always: bool,
+    /// Origins that a handshake may come from; empty: any (contract D29).
+    pub allowed_origins: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            hello: true,
+            utf8_channel_names: false,
+            self_asserted_ids: false,
+            close_frames_always: false,
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// End a connection; its slot stays until [`Shard::release`].
+    Close {
+        conn: ConnId,
+        cause: CloseCause,
+        /// Send what is in its outbox first (a Close frame among it).
+        flush: bool,
+    },
+    /// One item of an HTTP publish is decided.
+    Published {
+        request: RequestId,
+        item: u32,
+        result: Result<Published, ErrorCode>,
+    },
+    /// One shard's answer to an HTTP request's [`Shard::ask`].
+    Answer {
+        from: ShardId,
+        request: RequestId,
+        answer: Answer,
+    },
+}
+
+/// See the module's documentation for the calling contract.
+#[derive(Debug)]
+pub struct Shard {
+    id: ShardId,
+    placement: Placement,
+    keys: Arc<KeyRing>,
+    options: Options,
+    /// State of the generator behind server-made message ids.
+    random: u64,
+    apps: Vec<Arc<str>>,
+    conns: Conns,
+    local: LocalChannels,
+    home: HomeChannels,
+    wheel: Wheel,
+    /// Connection slots with something to flush.
+    dirty: Vec<u32>,
+    flush_due: bool,
+    /// Messages for each peer that its lane has not taken, with their weight.
+    mesh: Vec<(Vec<ShardMsg>, usize)>,
+    outputs: VecDeque<Output>,
+    /// Acceptance times of the messages delivered since the last flush.
+    delivered_us: Vec<u64>,
+    draining: bool,
+    encoder: FrameEncoder,
+    counters: Counters,
+    /// Second of the last sweep over idle channels.
+    swept_s: u32,
+}
+
+impl Shard {
+    pub fn new(config: ShardConfig, now: Now) -> Self {
+        let shards = usize::from(config.placement.shards());
+        let limits = &config.options.limits;
+        let dedup = DedupTable::new(limits.dedup_window_ms, limits.dedup_entries_max);
+        Self {
+            id: config.id,
+            placement: config.placement,
+            keys: config.keys,
+            options: config.options,
+            random: config.seed,
+            apps: Vec::new(),
+            conns: Conns::default(),
+            local: LocalChannels::default(),
+            home: HomeChannels::new(dedup),
+            wheel: Wheel::new(now.mono_s()),
+            dirty: Vec::new(),
+            flush_due: false,
+            mesh: (0..shards).map(|_| (Vec::new(), 0)).collect(),
+            outputs: VecDeque::new(),
+            delivered_us: Vec::new(),
+            draining: false,
+            encoder: FrameEncoder::default(),
+            counters: Counters::default(),
+            swept_s: now.mono_s(),
+        }
+    }
+
+    /// A message of another shard.
+    pub fn handle_shard_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
+        self.counters.mesh_in += 1;
+        match msg {
+            ShardMsg::Publish(publish) => self.accept_publish(&publish.borrow(), now),
+            ShardMsg::Deliver {
+                to,
+                frame,
+                exclude,
+                accepted_us,
+            } => self.deliver(to, &Frame::from(&*frame), exclude, accepted_us, now),
+            ShardMsg::Unicast { conn, frame } => self.queue(conn, Frame::from(&*frame), now),
+            ShardMsg::PublishDone {
+                request,
+                item,
+                result,
+            } => self.outputs.push_back(Output::Published {
+                request,
+                item,
+                result,
+            }),
+            ShardMsg::Interest {
+                channel,
+                hash,
+                local,
+            } => self.handle_interest(from, &channel, hash, local, now),
+            ShardMsg::InterestReady { local } => self.handle_interest_ready(local, now),
+            ShardMsg::InterestGone {
+                channel,
+                hash,
+                local,
+            } => self.handle_interest_gone(from, &channel, hash, local, now),
+            ShardMsg::Ask {
+                app,
+                request,
+                query,
+            } => {
+                let answer = self.answer(&app, &query, now);
+                let msg = ShardMsg::Answer {
+                    from: self.id,
+                    request,
+                    answer,
+                };
+                self.send(from, msg);
+            }
+            ShardMsg::Answer {
+                from,
+                request,
+                answer,
+            } => self.outputs.push_back(Output::Answer {
+                from,
+                request,
+                answer,
+            }),
+        }
+    }
+
+    /// The next thing for the driver to do.
+    pub fn take_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// All that waits for a peer. Called when the lane to it has room.
+    pub fn take_mesh(&mut self, peer: ShardId) -> Vec<ShardMsg> {
+        self.mesh
+            .get_mut(peer.index())
+            .map(std::mem::take)
+            .unwrap_or_default()
+            .0
+    }
+
+    /// Messages that wait for a peer's lane.
+    pub fn mesh_pending(&self, peer: ShardId) -> usize {
+        self.mesh.get(peer.index()).map_or(0, |(m, _)| m.len())
+    }
+
+    /// Some peer is far behind: the driver stops reading from its sockets until this is false,
+    /// so that publishers feel it as TCP backpressure long before any publish is refused.
+    pub fn congested(&self) -> bool {
+        self.mesh
+            .iter()
+            .any(|(_, weight)| *weight > MESH_PENDING_BYTES_MAX / 4)
+    }
+
+    /// An outbox is long enough that it should be flushed before anything else is handled.
+    pub fn flush_due(&self) -> bool {
+        self.flush_due
+    }
+
+    /// The connections with something to send, each once; the driver gives the list back through
+    /// [`Shard::reuse_dirty`] when it has flushed them.
+    pub fn take_dirty(&mut self) -> Vec<u32> {
+        self.flush_due = false;
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Takes back an emptied list, for its memory.
+    pub fn reuse_dirty(&mut self, mut list: Vec<u32>) {
+        if self.dirty.is_empty() {
+            list.clear();
+            self.dirty = list;
+        }
+    }
+
+    /// A dirty connection's outbox; takes it off the dirty list.
+    pub fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)> {
+        let conn = self.conns.at_mut(slot)?;
+        conn.dirty = false;
+        let id = conn.id(slot);
+        Some((id, &mut conn.outbox))
+    }
+
+    /// The outbox of a connection that could not be flushed whole.
+    pub fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {
+        self.conns.get_mut(conn).map(|c| &mut c.outbox)
+    }
+
+    /// The dirty connections have been flushed: `started` is when that began.
+    pub fn note_flushed(&mut self, started: Now, now: Now) {
+        for accepted_us in self.delivered_us.drain(..) {
+            self.counters
+                .delivery
+                .record(now.mono_us.saturating_sub(accepted_us));
+        }
+        self.counters
+            .flush
+            .record(now.mono_us.saturating_sub(started.mono_us));
+    }
+
+    /// What has been counted; the driver adds what only it sees.
+    pub fn counters_mut(&mut self) -> &mut Counters {
+        &mut self.counters
+    }
+
+    /// Connections that hold a slot.
+    pub fn connections(&self) -> usize {
+        self.conns.len()
+    }
+
+    /// Channels with a subscriber on this shard.
+    pub fn channels(&self) -> usize {
+        self.local.len()
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    /// Replaces what a reload may change.
+    pub fn reconfigure(&mut self, keys: Arc<KeyRing>, options: Options) {
+        self.keys = keys;
+        self.options = options;
+    }
+
+    /// Queues a message for a peer's lane.
+    fn send(&mut self, to: ShardId, msg: ShardMsg) {
+        if let Some((pending, weight)) = self.mesh.get_mut(to.index()) {
+            self.counters.mesh_out += 1;
+            *weight += msg.weight();
+            pending.push(msg);
+        }
+    }
+
+    /// Whether a publish towards this shard has to be refused.
+    fn mesh_full(&self, to: ShardId) -> bool {
+        self.mesh
+            .get(to.index())
+            .is_some_and(|(_, weight)| *weight > MESH_PENDING_BYTES_MAX)
+    }
+
+    /// Puts a frame into a connection's outbox.
+    fn queue(&mut self, id: ConnId, frame: Frame, now: Now) {
+        let limits = &self.options.limits;
+        let Some(conn) = self.conns.open_mut(id) else {
+            return;
+        };
+        self.counters.bytes_queued += frame.len() as u64;
+        conn.outbox.push(frame);
+        conn.last_out_s = now.mono_s();
+        if !conn.dirty {
+            conn.dirty = true;
+            self.dirty.push(id.slot);
+        }
+        self.flush_due |=
+            conn.outbox.frames() >= FLUSH_DUE_FRAMES || conn.outbox.bytes() >= FLUSH_DUE_BYTES;
+        if conn.outbox.frames() > limits.outbox_frames_max
+            || conn.outbox.bytes() > limits.outbox_bytes_max
+        {
+            self.close(id, CloseCause::SlowConsumer, now);
+        }
+    }
+
+    /// Encodes a text frame for one connection.
+    fn reply(&mut self, conn: ConnId, now: Now, write: impl FnOnce(&mut Vec<u8>)) {
+        let frame = Rc::from(self.encoder.text(write));
+        self.queue(conn, frame, now);
+    }
+
+    fn intern(&mut self, app: &str) -> Arc<str> {
+        if let Some(known) = self.apps.iter().find(|a| &***a == app) {
+            return known.clone();
+        }
+        let app: Arc<str> = app.into();
+        self.apps.push(app.clone());
+        app
+    }
+
+    /// The next of this shard's random numbers (splitmix64; for ids that need no secrecy).
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,192 @@
+//! Who gets a channel's messages: subscriptions on a connection's shard, interest at the home
+//! shard.
+//!
+//! ```text
+//! first subscriber here ── Interest ──► home: adds this shard to the channel's fan-out
+//!        `subscribed` ◄── InterestReady ──┘      (lanes keep order: all later messages follow)
+//! last one gone ───────── InterestGone ──► home: takes it out
+//! ```
+//! `subscribed` is sent when the home shard delivers to this shard, so a message published after
+//! it was seen is not missed.
+
+use super::Shard;
+use crate::auth::capability::Ops;
+use crate::channel::local::{Found, Subscription};
+use crate::channel_name;
+use crate::error::ErrorCode;
+use crate::ids::{ChannelKey, ConnId, Now, ShardId};
+use crate::msg::{LocalRef, ShardMsg};
+use crate::wire::wsocket::{write_subscribed, write_unsubscribed};
+
+impl Shard {
+    /// A client's `subscribe`: answered with `subscribed` every time (contract section 10.2).
+    pub(super) fn handle_subscribe(&mut self, conn: ConnId, channel: &str, now: Now) {
+        if let Err(code) = self.subscribe(conn, channel, now) {
+            self.error(conn, &code.into(), Some(channel), None, now);
+        }
+    }
+
+    fn subscribe(&mut self, conn: ConnId, channel: &str, now: Now) -> Result<(), ErrorCode> {
+        channel_name::validate(channel, self.options.utf8_channel_names)?;
+        let most = self.options.limits.channels_per_conn_max;
+        let Some(c) = self.conns.open_mut(conn) else {
+            return Ok(());
+        };
+        let grant = &c.session.grant;
+        if !grant.key.capabilities.permits(channel, Ops::SUBSCRIBE) {
+            return Err(ErrorCode::NotPermitted);
+        }
+        let app = grant.app.clone();
+        let hash = self.placement.hash(&app, channel);
+        let known = self
+            .local
+            .find(&app, channel, hash)
+            .is_some_and(|slot| c.subscriptions.iter().any(|s| s.channel == slot));
+        if !known && c.subscriptions.len() >= most {
+            return Err(ErrorCode::ChannelLimit);
+        }
+        let (slot, found) = self.local.enter(&app, channel, hash);
+        if !known {
+            let place = u16::try_from(c.subscriptions.len()).unwrap_or(u16::MAX);
+            if let Some(subscription) = self.local.add(slot, conn.slot, place) {
+                c.subscriptions.push(subscription);
+                self.counters.subscriptions += 1;
+            }
+        }
+        match found {
+            Found::Ready => self.reply(conn, now, |out| write_subscribed(out, channel)),
+            Found::Waiting => self.local.wait(slot, conn),
+            Found::First(local) => {
+                self.local.wait(slot, conn);
+                let channel = ChannelKey {
+                    app,
+                    name: channel.into(),
+                };
+                self.send_home(hash, now, |shard, from, now| {
+                    shard.handle_interest(from, &channel, hash, local, now);
+                }, || ShardMsg::Interest {
+                    channel: channel.clone(),
+                    hash,
+                    local,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// A client's `unsubscribe`, also from a channel it never subscribed to.
+    pub(super) fn handle_unsubscribe(&mut self, conn: ConnId, channel: &str, now: Now) {
+        if let Err(code) = channel_name::validate(channel, self.options.utf8_channel_names) {
+            self.error(conn, &code.into(), Some(channel), None, now);
+            return;
+        }
+        self.unsubscribe(conn, channel, now);
+        self.reply(conn, now, |out| write_unsubscribed(out, channel));
+    }
+
+    /// Takes a connection out of a channel; false if it was not in it.
+    pub(super) fn unsubscribe(&mut self, conn: ConnId, channel: &str, now: Now) -> bool {
+        let Some(c) = self.conns.open_mut(conn) else {
+            return false;
+        };
+        let app = c.session.grant.app.clone();
+        let hash = self.placement.hash(&app, channel);
+        let Some(slot) = self.local.find(&app, channel, hash) else {
+            return false;
+        };
+        let Some(index) = c.subscriptions.iter().position(|s| s.channel == slot) else {
+            return false;
+        };
+        let subscription = c.subscriptions.swap_remove(index);
+        if let Some(moved) = c.subscriptions.get(index) {
+            self.local
+                .reindex(*moved, u16::try_from(index).unwrap_or(u16::MAX));
+        }
+        self.counters.subscriptions -= 1;
+        if self.local.stop_waiting(slot, conn) {
+            // Its `subscribe` is still owed an answer.
+            self.reply(conn, now, |out| write_subscribed(out, channel));
+        }
+        self.leave(subscription, now);
+        true
+    }
+
+    /// Takes a subscription out of its channel's list and, with the last one, tells the home shard.
+    pub(super) fn leave(&mut self, subscription: Subscription, now: Now) {
+        if let Some(moved) = self.local.remove(subscription)
+            && let Some(other) = self
+                .conns
+                .at_mut(moved.conn_slot)
+                .and_then(|c| c.subscriptions.get_mut(usize::from(moved.index)))
+        {
+            other.place = moved.place;
+        }
+        if let Some((channel, hash, local)) = self.local.free_if_empty(subscription.channel) {
+            self.send_home(hash, now, |shard, from, now| {
+                shard.handle_interest_gone(from, &channel, hash, local, now);
+            }, || ShardMsg::InterestGone {
+                channel: channel.clone(),
+                hash,
+                local,
+            });
+        }
+    }
+
+    /// Does something at the channel's home: here and at once, or by message.
+    fn send_home(
+        &mut self,
+        hash: u64,
+        now: Now,
+        here: impl FnOnce(&mut Self, ShardId, Now),
+        message: impl FnOnce() -> ShardMsg,
+    ) {
+        let home = self.placement.home(hash);
+        if home == self.id {
+            here(self, home, now);
+        } else {
+            self.send(home, message());
+        }
+    }
+
+    pub(super) fn handle_interest(
+        &mut self,
+        from: ShardId,
+        channel: &ChannelKey,
+        hash: u64,
+        local: LocalRef,
+        now: Now,
+    ) {
+        let slot = self
+            .home
+            .enter(&channel.app, &channel.name, hash, now.mono_ms());
+        self.home.add_interest(slot, from, local, now.mono_ms());
+        if from == self.id {
+            self.handle_interest_ready(local, now);
+        } else {
+            self.send(from, ShardMsg::InterestReady { local });
+        }
+    }
+
+    pub(super) fn handle_interest_gone(
+        &mut self,
+        from: ShardId,
+        channel: &ChannelKey,
+        hash: u64,
+        local: LocalRef,
+        now: Now,
+    ) {
+        if let Some(slot) = self.home.find(&channel.app, &channel.name, hash) {
+            self.home.remove_interest(slot, from, local, now.mono_ms());
+        }
+    }
+
+    pub(super) fn handle_interest_ready(&mut self, local: LocalRef, now: Now) {
+        let waiting = self.local.confirm(local);
+        let Some(name) = self.local.resolve(local).map(|c| c.key.name.clone()) else {
+            return;
+        };
+        for conn in waiting {
+            self.reply(conn, now, |out| write_subscribed(out, &name));
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What happens by itself: heartbeats, the end of silent connections (contract D12), and
+//! forgetting channels that nobody uses.
+
+use super::Shard;
+use crate::error::CloseCause;
+use crate::ids::{ConnId, Now};
+use crate::wire::wsocket::write_heartbeat;
+
+/// Seconds between sweeps over the channels that this shard is home to.
+const SWEEP_S: u32 = 60;
+
+impl Shard {
+    /// To be called about once a second.
+    pub fn tick(&mut self, now: Now) {
+        while let Some(due) = self.wheel.take_due(now.mono_s()) {
+            for conn in due {
+                self.look_at(conn, now);
+            }
+        }
+        self.home.expire_ids(now.mono_ms());
+        if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
+            self.swept_s = now.mono_s();
+            self.home.forget_idle(now.mono_ms());
+        }
+    }
+
+    fn look_at(&mut self, conn: ConnId, now: Now) {
+        let (heartbeat, liveness) = (self.heartbeat_s(), self.liveness_s());
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
+        let now_s = now.mono_s();
+        if c.shows_life && now_s.saturating_sub(c.last_in_s) >= liveness {
+            self.close(conn, CloseCause::IdleTimeout, now);
+            return;
+        }
+        // What waits in the outbox breaks the silence by itself.
+        let silent = now_s.saturating_sub(c.last_out_s) >= heartbeat && c.outbox.is_empty();
+        if silent {
+            self.reply(conn, now, write_heartbeat);
+        }
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
+        let mut due = c.last_out_s + heartbeat;
+        if c.shows_life {
+            due = due.min(c.last_in_s + liveness);
+        }
+        self.wheel.schedule(conn, due);
+    }
+
+    pub(super) fn heartbeat_s(&self) -> u32 {
+        seconds(self.options.limits.heartbeat_ms)
+    }
+
+    fn liveness_s(&self) -> u32 {
+        seconds(self.options.limits.liveness_ms)
+    }
+}
+
+fn seconds(ms: u64) -> u32 {
+    u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX)
+}

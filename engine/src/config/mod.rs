@@ -1,0 +1,430 @@
+//! The configuration, resolved: flags win over the environment, the environment over the file, the file over defaults.
+//!
+//! Not here: keys and tokens (see [`crate::keys`]), and whether the host can serve it (see [`crate::check`]). Invariants:
+//! a [`Config`] is valid, and holds no secret; whatever is wrong is told at once, each with the place it was written.
+
+pub mod cli;
+mod cores;
+mod source;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use shardwire_proto::limits::Limits;
+
+use self::cli::Flags;
+pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
+pub use self::source::Env;
+use self::source::{Name, Reader, core_list, integer, string};
+
+/// File descriptors kept for what is not a client connection: rings, listeners, files, the HTTP API.
+pub const NOFILE_RESERVE: usize = 512;
+/// Longest spin before a shard parks, in microseconds: beyond it a core is simply burnt.
+const SPIN_US_MAX: u64 = 10_000;
+/// Longest drain in seconds.
+const DRAIN_DEADLINE_S_MAX: u64 = 3600;
+
+/// Every setting, resolved.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Where clients and back ends connect; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// Where health, metrics and administration answer; port 0 lets the kernel choose.
+    pub admin_listen: SocketAddr,
+    /// The folder of everything that is kept.
+    pub data_dir: PathBuf,
+    /// The core of each shard, one entry per shard: 1 to [`SHARDS_MAX`]. A core may appear twice.
+    pub cores: Vec<usize>,
+    /// Where to write the served addresses once they are served.
+    pub ready_file: Option<PathBuf>,
+    /// Bounds of the protocol; validated.
+    pub limits: Limits,
+    /// How the socket behaves.
+    pub websocket: WebSocket,
+    /// The HTTP API.
+    pub http: Http,
+    /// How shards run.
+    pub runtime: Runtime,
+    /// The log.
+    pub log: Log,
+    /// The planned end.
+    pub drain: Drain,
+    /// What is allowed but deserves a line in the log.
+    pub warnings: Vec<String>,
+}
+
+/// File section `[websocket]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WebSocket {
+    /// Whether a `connected` frame is sent after open (contract D9).
+    pub hello: bool,
+    /// Whether channel names may be UTF-8 beyond ASCII (D14).
+    pub utf8_channel_names: bool,
+    /// Whether `?clientId=` is honoured (D8).
+    pub self_asserted_ids: bool,
+    /// Whether 41xx and 42xx are sent as Close frames too (D11).
+    pub close_frames_always: bool,
+    /// Origins browsers may connect from; empty for any. Checked only when the header is there (D29).
+    pub allowed_origins: Vec<String>,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self {
+            hello: true,
+            utf8_channel_names: false,
+            self_asserted_ids: false,
+            close_frames_always: false,
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
+/// File section `[http]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http {
+    /// Origins that may call the API from a browser; `*` for any (D29).
+    pub cors_origins: Vec<String>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            cors_origins: vec!["*".to_owned()],
+        }
+    }
+}
+
+/// File section `[runtime]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runtime {
+    /// Microseconds an idle shard spins before it sleeps: lower latency between shards, paid with CPU time.
+    pub spin_before_park_us: u64,
+    /// Client connections of the whole process. 0 in the file; resolved: what the descriptor limit leaves.
+    pub connections_max: usize,
+}
+
+/// File section `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Log {
+    /// What is logged: events of this level and graver ones.
+    #[serde(serialize_with = "display")]
+    pub level: log::LevelFilter,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// File section `[drain]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drain {
+    /// Connections ended per second, over the whole process.
+    pub rate: u32,
+    /// Seconds from the signal to the end; what is still connected then is ended at once.
+    pub deadline_s: u64,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            rate: 2000,
+            deadline_s: 30,
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration; [`Display`](fmt::Display) gives a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// One message per mistake, naming where it was written. Never empty.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Resolves and checks every setting. Reads the configuration file and may ask the resolver for the two addresses;
+    /// opens nothing else.
+    ///
+    /// # Errors
+    /// All mistakes found.
+    pub fn load(flags: &Flags, env: &Env, host: &Host) -> Result<Self, ConfigError> {
+        let mut reader = Reader::open(flags.config.as_deref(), env);
+        let (cores, cores_warning) = read_cores(&mut reader, flags, host);
+        let config = Self {
+            listen: read_address(&mut reader, &LISTEN, flags.listen.as_deref(), 9001),
+            admin_listen: read_address(
+                &mut reader,
+                &ADMIN_LISTEN,
+                flags.admin_listen.as_deref(),
+                9002,
+            ),
+            data_dir: reader
+                .setting(&DATA_DIR, flags.data_dir.as_deref(), string, parse_path)
+                .unwrap_or_else(|| PathBuf::from("./data")),
+            cores,
+            ready_file: flags.ready_file.as_ref().map(PathBuf::from),
+            limits: reader.take_section("limits", Limits::default()),
+            websocket: reader.take_section("websocket", WebSocket::default()),
+            http: reader.take_section("http", Http::default()),
+            runtime: reader.take_section("runtime", Runtime::default()),
+            log: Log {
+                level: reader
+                    .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
+                    .unwrap_or(log::LevelFilter::Info),
+                format: reader.take("log.format", LogFormat::default()),
+            },
+            drain: reader.take_section("drain", Drain::default()),
+            file: reader.path.clone(),
+            warnings: Vec::new(),
+        };
+        config.finish(reader, cores_warning, host)
+    }
+
+    /// Checks what holds between settings, and resolves what depends on the host.
+    fn finish(
+        mut self,
+        mut reader: Reader<'_>,
+        warning: Option<String>,
+        host: &Host,
+    ) -> Result<Self, ConfigError> {
+        if let Err(error) = self.limits.validate() {
+            reader.problem(error.to_string());
+        }
+        if share_port(self.listen, self.admin_listen) {
+            // The listeners share their ports with other processes, so the kernel would not object.
+            let (listen, admin) = (self.listen, self.admin_listen);
+            reader.problem(format!(
+                "listen and admin.listen have the same port: {listen} and {admin}"
+            ));
+        }
+        let bounds = [
+            (
+                "runtime.spin_before_park_us",
+                self.runtime.spin_before_park_us,
+                0,
+                SPIN_US_MAX,
+            ),
+            (
+                "drain.rate",
+                u64::from(self.drain.rate),
+                1,
+                u64::from(u32::MAX),
+            ),
+            (
+                "drain.deadline_s",
+                self.drain.deadline_s,
+                1,
+                DRAIN_DEADLINE_S_MAX,
+            ),
+        ];
+        for (key, value, min, max) in bounds {
+            if !(min..=max).contains(&value) {
+                let place = reader.place(key);
+                reader.problem(format!("{place}: {value} is not between {min} and {max}"));
+            }
+        }
+        let lists = [
+            ("websocket.allowed_origins", &self.websocket.allowed_origins),
+            ("http.cors_origins", &self.http.cors_origins),
+        ];
+        for (key, origins) in lists {
+            for origin in origins.iter().filter(|origin| !is_origin(origin)) {
+                let place = reader.place(key);
+                reader.problem(format!(
+                    "{place}: {origin:?} is not an origin; write https://example.com, or \"*\""
+                ));
+            }
+        }
+        let (problems, mut warnings) = reader.finish();
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
+        warnings.extend(warning);
+        let room = usize::try_from(host.nofile)
+            .unwrap_or(usize::MAX)
+            .min(u32::MAX as usize);
+        let room = room.saturating_sub(NOFILE_RESERVE).max(1);
+        if self.runtime.connections_max > room {
+            let asked = self.runtime.connections_max;
+            warnings.push(format!(
+                "connections_max {asked} is above the {room} that RLIMIT_NOFILE leaves"
+            ));
+        }
+        if self.runtime.connections_max == 0 || self.runtime.connections_max > room {
+            self.runtime.connections_max = room;
+        }
+        self.warnings = warnings;
+        Ok(self)
+    }
+
+    /// The settings that differ, as dotted paths of the file: for telling which of them a reload cannot apply.
+    #[must_use]
+    pub fn changed(&self, other: &Self) -> Vec<String> {
+        let (Ok(a), Ok(b)) = (serde_json::to_value(self), serde_json::to_value(other)) else {
+            return Vec::new();
+        };
+        let mut paths = Vec::new();
+        differences(&a, &b, "", &mut paths);
+        paths.retain(|path| !matches!(path.as_str(), "file" | "warnings"));
+        paths
+            .iter_mut()
+            .filter(|path| *path == "admin_listen")
+            .for_each(|path| *path = ADMIN_LISTEN.key.to_owned());
+        paths
+    }
+}
+
+const LISTEN: Name = Name {
+    flag: "--listen",
+    env: "SHARDWIRE_LISTEN",
+    key: "listen",
+};
+const ADMIN_LISTEN: Name = Name {
+    flag: "--admin-listen",
+    env: "SHARDWIRE_ADMIN_LISTEN",
+    key: "admin.listen",
+};
+const DATA_DIR: Name = Name {
+    flag: "--data-dir",
+    env: "SHARDWIRE_DATA_DIR",
+    key: "data_dir",
+};
+const SHARDS: Name = Name {
+    flag: "--shards",
+    env: "SHARDWIRE_SHARDS",
+    key: "shards",
+};
+const CORES: Name = Name {
+    flag: "--cores",
+    env: "SHARDWIRE_CORES",
+    key: "cores",
+};
+const LOG_LEVEL: Name = Name {
+    flag: "--log-level",
+    env: "SHARDWIRE_LOG_LEVEL",
+    key: "log.level",
+};
+
+fn read_address(reader: &mut Reader<'_>, name: &Name, flag: Option<&str>, port: u16) -> SocketAddr {
+    let default = SocketAddr::from(([127, 0, 0, 1], port));
+    reader
+        .setting(name, flag, string, parse_address)
+        .unwrap_or(default)
+}
+
+fn read_cores(reader: &mut Reader<'_>, flags: &Flags, host: &Host) -> (Vec<usize>, Option<String>) {
+    let shards = reader.setting(&SHARDS, flags.shards.as_deref(), integer, parse_shards);
+    let list = reader.setting(&CORES, flags.cores.as_deref(), core_list, |text| {
+        cores::parse_list(text, host)
+    });
+    cores::assign(shards, list, host)
+}
+
+/// An address or a name with a port. Of a name's addresses the first is taken.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = |why: String| {
+        format!("{text:?} is not an address with a port ({why}); write 0.0.0.0:9001 or [::]:9001")
+    };
+    let mut found = text
+        .to_socket_addrs()
+        .map_err(|error| wrong(error.to_string()))?;
+    found
+        .next()
+        .ok_or_else(|| wrong("the name has no address".to_owned()))
+}
+
+/// Whether connections to one address could arrive at the other.
+fn share_port(a: SocketAddr, b: SocketAddr) -> bool {
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && overlap
+}
+
+fn parse_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() {
+        Err("is empty".to_owned())
+    } else {
+        Ok(PathBuf::from(text))
+    }
+}
+
+fn parse_shards(text: &str) -> Result<usize, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=SHARDS_MAX).contains(count));
+    count.ok_or_else(|| format!("{text:?} is not a number of shards from 1 to {SHARDS_MAX}"))
+}
+
+fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
+    let level = text
+        .parse()
+        .ok()
+        .filter(|level| *level != log::LevelFilter::Off);
+    level.ok_or_else(|| format!("{text:?} is not a level; write error, warn, info, debug or trace"))
+}
+
+/// Whether `text` is `*` or has the form of an `Origin` header: scheme, host, perhaps a port (RFC 6454, 6.2).
+fn is_origin(text: &str) -> bool {
+    let host_is_plain =
+        |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*', ',']);
+    text == "*"
+        || text
+            .split_once("://")
+            .is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_plain(host))
+}
+
+/// Dotted paths at which two JSON trees differ; arrays are compared whole.
+fn differences(a: &serde_json::Value, b: &serde_json::Value, prefix: &str, out: &mut Vec<String>) {
+    match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => {
+            for (key, value) in a {
+                let other = b.get(key).unwrap_or(&serde_json::Value::Null);
+                let path = if prefix.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{prefix}.{key}")
+                };
+                differences(value, other, &path, out);
+            }
+        }
+        _ if a != b => out.push(prefix.to_owned()),
+        _ => {}
+    }
+}
+
+fn display<T: fmt::Display, S: serde::Serializer>(
+    value: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! The admin port: health, readiness, metrics.
+//!
+//! Not here: what the numbers mean and how they are written (`metrics`). Nobody is asked for a key: the port is bound
+//! to loopback unless the operator decides otherwise, and nothing here changes anything or names a client.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use glommio::net::TcpStream;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response};
+use shardwire_proto::error::{ErrorCode, ProtocolError};
+use shardwire_proto::ids::ShardId;
+use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::shard::Stats;
+use shardwire_proto::url::parse_target;
+
+use super::{Refusal, Stage, drive, effective_method, json};
+use crate::metrics::{self, Process};
+use crate::shard::Server;
+
+/// What the admin port is told at its start.
+#[derive(Debug)]
+pub struct AdminSettings {
+    /// Shards of the process: how many answers make a healthy one.
+    pub shards: usize,
+    /// Moved by whoever starts and stops the process.
+    pub stage: Cell<Stage>,
+}
+
+/// Serves a connection of the admin port until it ends. `head` is what was read of it.
+pub async fn serve_admin(stream: TcpStream, head: Vec<u8>, server: Server, settings: Rc<AdminSettings>) {
+    let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
+    drive(stream, head, head_bytes_max, async |request: Request<Incoming>, _| {
+        answer(&request, &server, &settings).await.unwrap_or_else(Refusal::into_response)
+    })
+    .await;
+}
+
+async fn answer(
+    request: &Request<Incoming>,
+    server: &Server,
+    settings: &AdminSettings,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let target = parse_target(request.uri().path());
+    let is_get = *effective_method(request.method()) == Method::GET;
+    match &*target.path {
+        "/healthz" | "/readyz" | "/metrics" if !is_get => Err(Refusal::method_not_allowed("GET, HEAD")),
+        "/healthz" => health(server, settings).await,
+        "/readyz" => readiness(settings.stage.get()),
+        "/metrics" => Ok(metrics(server, settings).await),
+        _ => Err(ErrorCode::NotFound.into()),
+    }
+}
+
+/// Well while every shard answers: a stuck one needs a restart, however ready the others are.
+async fn health(server: &Server, settings: &AdminSettings) -> Result<Response<Full<Bytes>>, Refusal> {
+    let answered = stats(server).await;
+    let silent: Vec<String> = (0..settings.shards)
+        .filter(|index| !answered.iter().any(|(shard, _)| shard.index() == *index))
+        .map(|index| index.to_string())
+        .collect();
+    if silent.is_empty() {
+        return Ok(json(br#"{"status":"ok"}"#.to_vec()));
+    }
+    let text = format!("shards that do not answer: {}", silent.join(", "));
+    Err(ProtocolError::with_text(ErrorCode::Unavailable, text).into())
+}
+
+/// Ready while the public port is served and is to be served on: what a load balancer asks.
+fn readiness(stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
+    let reason = match stage {
+        Stage::Serving => return Ok(json(br#"{"status":"ready"}"#.to_vec())),
+        Stage::Starting => "starting",
+        Stage::Draining => "draining",
+    };
+    Err(ProtocolError::with_text(ErrorCode::Unavailable, reason).into())
+}
+
+async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Bytes>> {
+    let shards = stats(server).await;
+    // Counting open descriptors may take the kernel a while, which the shard must not spend.
+    let process = glommio::executor().spawn_blocking(Process::read).await;
+    let text = metrics::render(settings.shards, &shards, &process);
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// The numbers of the shards that answered in time, in order.
+async fn stats(server: &Server) -> Vec<(ShardId, Box<Stats>)> {
+    let answers = server.ask("", Query::Stats).await.into_iter();
+    let mut stats: Vec<_> = answers
+        .filter_map(|(shard, answer)| match answer {
+            Answer::Stats(stats) => Some((shard, stats)),
+            Answer::Channels(_) | Answer::Channel { .. } | Answer::Count(_) => None,
+        })
+        .collect();
+    stats.sort_unstable_by_key(|(shard, _)| *shard);
+    stats
+}

@@ -1,0 +1,270 @@
+//! The HTTP API's calls (contract D23): who may make them, and what they ask of the shards.
+//!
+//! Not here: what bodies look like (`wire::http_api`), and what a publish does (`shard`). Invariant: nothing is read of
+//! a body, and no shard is asked anything, before the caller's key has been found and allows the call.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{HeaderMap, Method, Request, Response, header};
+use shardwire_proto::auth::capability::Ops;
+use shardwire_proto::auth::is_valid_client_id;
+use shardwire_proto::auth::key::{KeyKind, KeyRecord};
+use shardwire_proto::channel_name;
+use shardwire_proto::error::{ErrorCode, ProtocolError};
+use shardwire_proto::ids::ShardId;
+use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::url::{parse_target, percent_decode};
+use shardwire_proto::wire::http_api::{
+    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_publish, parse_unsubscribe, write_channel,
+    write_channels, write_count, write_publish_reply,
+};
+
+use super::cors::Cors;
+use super::pace::Pace;
+use super::{Refusal, effective_method, json, read_body};
+use crate::conn::head::bearer;
+use crate::shard::Server;
+
+/// What a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Messages,
+    Publish,
+    Channels,
+    Channel,
+    Disconnect,
+    Unsubscribe,
+}
+
+impl Endpoint {
+    const PATHS: [(&'static str, Self); 6] = [
+        ("/channels/{channel}/messages", Self::Messages),
+        ("/publish", Self::Publish),
+        ("/channels", Self::Channels),
+        ("/channels/{channel}", Self::Channel),
+        ("/clients/{client}/disconnect", Self::Disconnect),
+        ("/clients/{client}/unsubscribe", Self::Unsubscribe),
+    ];
+
+    /// The one method that it has.
+    fn method(self) -> (Method, &'static str) {
+        match self {
+            Self::Messages | Self::Publish | Self::Disconnect | Self::Unsubscribe => (Method::POST, "POST, OPTIONS"),
+            Self::Channels | Self::Channel => (Method::GET, "GET, HEAD, OPTIONS"),
+        }
+    }
+}
+
+/// Paths to endpoints: each under `/api` and, with the app fixed by the path, under `/api/admin/apps/{app}`.
+#[derive(Debug)]
+pub(super) struct Routes(matchit::Router<Endpoint>);
+
+impl Routes {
+    pub(super) fn new() -> Self {
+        let mut router = matchit::Router::new();
+        for (path, endpoint) in Endpoint::PATHS {
+            for prefix in ["/api", "/api/admin/apps/{app}"] {
+                let inserted = router.insert(format!("{prefix}{path}"), endpoint);
+                assert!(inserted.is_ok(), "the paths above do not conflict");
+            }
+        }
+        Self(router)
+    }
+}
+
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    server: &Server,
+    pace: &Pace,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let (head, body) = request.into_parts();
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let target = parse_target(target);
+    if head.method == Method::OPTIONS && target.path.starts_with("/api/") {
+        let mut response = json(b"{}".to_vec());
+        Cors::allow_preflight(response.headers_mut());
+        return Ok(response);
+    }
+    let settings = &server.http;
+    let Ok(matched) = settings.routes.0.at(&target.path) else { return Err(ErrorCode::NotFound.into()) };
+    let endpoint = *matched.value;
+    let (method, allow) = endpoint.method();
+    if *effective_method(&head.method) != method {
+        return Err(Refusal::method_not_allowed(allow));
+    }
+    let param = |name| matched.params.get(name).map(percent_decode).transpose();
+    let (app, channel, client) = (param("app")?, param("channel")?, param("client")?);
+    let key = authenticate(server, target.query, &head.headers)?;
+    if app.is_some_and(|app| app != key.app) {
+        return Err(not_permitted("the key belongs to another app").into());
+    }
+    let channel = channel.unwrap_or_default();
+    let client = client.unwrap_or_default();
+    check_right(endpoint, &key, &channel)?;
+    let idempotency_key = idempotency_key(&head.headers)?;
+    let (body_max, batch_max) =
+        server.with(|shard, _| (shard.limits().http_body_bytes_max, shard.limits().publish_batch_max));
+    let body = if method == Method::POST { read_body(body, body_max, pace).await? } else { Bytes::new() };
+    let reply = match endpoint {
+        Endpoint::Messages => {
+            let request = parse_messages(&body, &channel, idempotency_key.as_deref(), batch_max)?;
+            publish(server, &key, &request).await
+        }
+        Endpoint::Publish => {
+            let request = parse_publish(&body, idempotency_key.as_deref(), batch_max)?;
+            publish(server, &key, &request).await
+        }
+        Endpoint::Channels => list_channels(server, &key, target.query).await,
+        Endpoint::Channel => describe_channel(server, &key, &channel).await,
+        Endpoint::Disconnect => disconnect(server, &key, client, &body).await,
+        Endpoint::Unsubscribe => unsubscribe(server, &key, client, &body).await,
+    }?;
+    Ok(json(reply))
+}
+
+/// Refuses before the body is read what no body could make right. Rights on the channels that a body names are checked
+/// when it is read: publishing by the shard, item by item.
+fn check_right(endpoint: Endpoint, key: &KeyRecord, channel: &str) -> Result<(), ProtocolError> {
+    if key.kind != KeyKind::Server {
+        return Err(not_permitted("this call needs a server key"));
+    }
+    let grants = &key.capabilities;
+    let permitted = match endpoint {
+        Endpoint::Messages | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
+        Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
+        Endpoint::Channel => grants.permits(channel, Ops::ADMIN),
+        Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
+    };
+    if permitted { Ok(()) } else { Err(ErrorCode::NotPermitted.into()) }
+}
+
+/// The key of `?key=` or `Authorization: Bearer`.
+fn authenticate(server: &Server, query: &str, headers: &HeaderMap) -> Result<Arc<KeyRecord>, ProtocolError> {
+    let (mut key, mut token) = (None, None);
+    for pair in shardwire_proto::url::pairs(query) {
+        let (name, value) = pair?;
+        let slot = match &*name {
+            "key" => &mut key,
+            "token" => &mut token,
+            _ => continue,
+        };
+        if slot.is_none() && !value.is_empty() {
+            *slot = Some(value);
+        }
+    }
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let presented = authorization.and_then(bearer);
+    server.with(|shard, _| shard.authenticate(key.as_deref(), token.as_deref(), presented))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ProtocolError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let text = value.to_str().map_err(|_| {
+        ProtocolError::with_text(ErrorCode::BadField, "`Idempotency-Key` must be printable ASCII")
+    })?;
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+}
+
+fn not_permitted(text: &'static str) -> ProtocolError {
+    ProtocolError::with_text(ErrorCode::NotPermitted, text)
+}
+
+type Reply = Result<Vec<u8>, ProtocolError>;
+
+/// One message's failure is the request's; several report one by one.
+async fn publish(server: &Server, key: &KeyRecord, request: &PublishRequest<'_>) -> Reply {
+    let results = server.publish(key, &request.items).await;
+    if let (true, [Err(code)]) = (request.single, results.as_slice()) {
+        return Err((*code).into());
+    }
+    let failed = results.iter().filter_map(|result| result.as_ref().err());
+    server.with(|shard, _| failed.for_each(|code| shard.counters_mut().count_error(*code)));
+    let mut reply = Vec::new();
+    write_publish_reply(&mut reply, &request.items, &results);
+    Ok(reply)
+}
+
+async fn list_channels(server: &Server, key: &KeyRecord, query: &str) -> Reply {
+    let page = ChannelPage::parse(query)?;
+    let limit = page.limit;
+    let query = Query::Channels { prefix: page.prefix, after: page.after, limit: limit + 1 };
+    let mut channels = BTreeMap::<Arc<str>, usize>::new();
+    for (_, answer) in ask_all(server, &key.app, query).await? {
+        if let Answer::Channels(part) = answer {
+            for (name, subscribers) in part {
+                *channels.entry(name).or_default() += subscribers;
+            }
+        }
+    }
+    // Each shard gave its first names; the first of all are among them, and these are whole.
+    let channels: Vec<_> = channels.iter().map(|(name, subscribers)| (&**name, *subscribers)).take(limit + 1).collect();
+    let mut reply = Vec::new();
+    write_channels(&mut reply, &channels, limit);
+    Ok(reply)
+}
+
+async fn describe_channel(server: &Server, key: &KeyRecord, channel: &str) -> Reply {
+    channel_name::validate(channel, true)?;
+    let (mut total, mut sequence) = (0, 0);
+    for (_, answer) in ask_all(server, &key.app, Query::Channel { name: channel.to_owned() }).await? {
+        if let Answer::Channel { subscribers, last_sequence } = answer {
+            total += subscribers;
+            sequence = last_sequence.unwrap_or(sequence);
+        }
+    }
+    let mut reply = Vec::new();
+    write_channel(&mut reply, channel, total, sequence);
+    Ok(reply)
+}
+
+async fn disconnect(server: &Server, key: &KeyRecord, client: Cow<'_, str>, body: &[u8]) -> Reply {
+    check_client(&client)?;
+    let (code, reason) = parse_disconnect(body)?;
+    let query = Query::Disconnect { client_id: client.into_owned(), code, reason };
+    count_all(server, key, query, "disconnected").await
+}
+
+async fn unsubscribe(server: &Server, key: &KeyRecord, client: Cow<'_, str>, body: &[u8]) -> Reply {
+    check_client(&client)?;
+    let channel = parse_unsubscribe(body)?;
+    channel_name::validate(&channel, true)?;
+    if !key.capabilities.permits(&channel, Ops::ADMIN) {
+        return Err(ErrorCode::NotPermitted.into());
+    }
+    let query = Query::Unsubscribe { client_id: client.into_owned(), channel };
+    count_all(server, key, query, "unsubscribed").await
+}
+
+fn check_client(client: &str) -> Result<(), ProtocolError> {
+    if is_valid_client_id(client) {
+        return Ok(());
+    }
+    let text = "a client id has 1 to 128 bytes and no control characters";
+    Err(ProtocolError::with_text(ErrorCode::BadField, text))
+}
+
+async fn count_all(server: &Server, key: &KeyRecord, query: Query, name: &str) -> Reply {
+    let mut total = 0;
+    for (_, answer) in ask_all(server, &key.app, query).await? {
+        if let Answer::Count(count) = answer {
+            total += count;
+        }
+    }
+    let mut reply = Vec::new();
+    write_count(&mut reply, name, total);
+    Ok(reply)
+}
+
+/// The answers of all shards: a part of the truth would look like the whole.
+async fn ask_all(server: &Server, app: &str, query: Query) -> Result<Vec<(ShardId, Answer)>, ProtocolError> {
+    let answers = server.ask(app, query).await;
+    if answers.len() < server.http.shards {
+        return Err(ProtocolError::with_text(ErrorCode::Unavailable, "not every shard has answered"));
+    }
+    Ok(answers)
+}

@@ -1,0 +1,16 @@
+//! Shardwire's process: what surrounds [`shardwire_proto`] with sockets, threads and time.
+//!
+//! Where bytes enter and leave: [`conn`]; the order of a turn: [`shard`]; start and stop order:
+//! [`server`]; all `unsafe`: [`sys`].
+
+pub mod check;
+pub mod config;
+pub mod conn;
+pub mod http;
+pub mod keys;
+pub mod log;
+pub mod metrics;
+pub mod notify;
+pub mod server;
+pub mod shard;
+pub mod sys;

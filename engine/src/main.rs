@@ -1,0 +1,192 @@
+//! The `shardwire` program: reads settings, prepares the host's side, and runs the server.
+//!
+//! Exit codes: 0 clean stop, 1 failure while running, 2 bad configuration or host.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use shardwire::check::{self, Grade};
+use shardwire::config::cli::{Cli, Command, Flags};
+use shardwire::config::{Config, Env, Host};
+use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
+use shardwire::notify;
+use shardwire::server::{self, Ready};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Bad configuration or host.
+const EXIT_UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let env = Env::of_process();
+    match cli.command {
+        Some(Command::Check { json }) => check::command(&cli.flags, &env, json),
+        None => {
+            let code = serve(&cli.flags, &env);
+            log::logger().flush();
+            code
+        }
+    }
+}
+
+fn serve(flags: &Flags, env: &Env) -> ExitCode {
+    let (config, dev_keys) = match (
+        Config::load(flags, env, &Host::of_process()),
+        DevKeys::from_env(env),
+    ) {
+        (Ok(config), Ok(dev_keys)) => (config, dev_keys),
+        (config, dev_keys) => {
+            let problems = config
+                .err()
+                .map(|error| error.problems)
+                .unwrap_or_default()
+                .into_iter()
+                .chain(dev_keys.err());
+            problems.for_each(|problem| eprintln!("shardwire: {problem}"));
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    shardwire::log::init(&config.log);
+    config
+        .warnings
+        .iter()
+        .for_each(|warning| log::warn!("{warning}"));
+    if !host_is_usable(&config) {
+        return ExitCode::from(EXIT_UNUSABLE);
+    }
+    // Locked until the process ends.
+    let opened =
+        DataDir::lock(&config.data_dir).and_then(|dir| Ok((keys::open(&dir, &dev_keys)?, dir)));
+    let ((keys, first_start), locked_dir) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    let ready_file = config.ready_file.clone();
+    let data_dir = config.data_dir.clone();
+    let on_ready = move |ready: &Ready| {
+        if let Some(first_start) = &first_start {
+            // Whoever closed stdout does not want the keys.
+            _ = std::io::stdout()
+                .write_all(first_start_text(first_start, ready.listen, &data_dir).as_bytes());
+        }
+        if let Some(path) = &ready_file {
+            write_ready_file(path, ready);
+        }
+        notify::ready();
+    };
+    let reload = || {
+        let config = Config::load(flags, env, &Host::of_process()).map_err(|e| e.to_string())?;
+        let (keys, _) = keys::open(&locked_dir, &dev_keys).map_err(|e| e.to_string())?;
+        Ok((config, keys))
+    };
+    match server::run(config, keys, &reload, on_ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Raises this process's limits, then logs what is amiss with the host. False when the server could not run.
+fn host_is_usable(config: &Config) -> bool {
+    check::raise_limits();
+    let mut usable = true;
+    for finding in check::host(config) {
+        let remedy = finding.remedy.as_deref().unwrap_or_default();
+        match finding.grade {
+            Grade::Ok => log::debug!(value = finding.value; "{}", finding.what),
+            Grade::Warn => log::warn!(value = finding.value, remedy; "{}", finding.what),
+            Grade::Fail => {
+                log::error!(value = finding.value, remedy; "{}", finding.what);
+                usable = false;
+            }
+        }
+    }
+    usable
+}
+
+/// Tells whoever started the process where it serves. It may wait for this file, so a failure is an error in the log.
+fn write_ready_file(path: &Path, ready: &Ready) {
+    let text = serde_json::json!({
+        "listen": ready.listen.to_string(),
+        "admin": ready.admin.to_string(),
+        "pid": std::process::id(),
+    });
+    if let Err(error) = keys::write_atomically(path, format!("{text}\n").as_bytes()) {
+        log::error!(path:% = path.display(), error:%; "cannot write the ready file");
+    }
+}
+
+/// What the first start shows: the keys, this once, and a line each to receive and to send a message.
+fn first_start_text(keys: &FirstStart, listen: SocketAddr, data_dir: &Path) -> String {
+    let FirstStart {
+        client_key,
+        server_key,
+    } = keys;
+    let address = reachable(listen);
+    let data_dir = data_dir.display();
+    format!(
+        "\
+First start: made the app \"dev\" with two keys. They are shown this once; {data_dir} keeps their hashes.
+
+  client key  {client_key}  (browsers and devices)
+  server key  {server_key}  (back ends; keep it secret)
+
+Receive, with the Python SDK (pip install wsocket-io):
+
+  python3 -c 'import asyncio, wsocket; c = wsocket.create_client(\"ws://{address}\", \"{client_key}\"); \
+c.channel(\"chat\").on_message(lambda data, meta: print(data)); loop = asyncio.new_event_loop(); \
+loop.run_until_complete(c.connect()); loop.run_forever()'
+
+Send, with curl:
+
+  curl http://{address}/api/channels/chat/messages -H 'Authorization: Bearer {server_key}' \
+-H 'Content-Type: application/json' -d '{{\"data\": {{\"text\": \"hello\"}}}}'
+
+"
+    )
+}
+
+/// The address as one on this machine can be reached at: of all interfaces, the loopback.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pasted_lines_reach_a_server_on_all_interfaces() {
+        let keys = FirstStart {
+            client_key: "ck_1".into(),
+            server_key: "sk_2".into(),
+        };
+        let text = first_start_text(&keys, "0.0.0.0:9001".parse().unwrap(), Path::new("./data"));
+        assert!(text.contains("curl http://127.0.0.1:9001/api/channels/chat/messages"));
+        assert!(text.contains("\"ws://127.0.0.1:9001\", \"ck_1\"") && text.contains("Bearer sk_2"));
+        assert!(text.contains(r#"-d '{"data": {"text": "hello"}}'"#));
+        assert_eq!(
+            reachable("[::]:1".parse().unwrap()),
+            "[::1]:1".parse().unwrap()
+        );
+        assert_eq!(
+            reachable("10.0.0.1:1".parse().unwrap()),
+            "10.0.0.1:1".parse().unwrap()
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! What one shard's thread does from its start to its end.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use glommio::channels::channel_mesh::{Full, MeshBuilder};
+use glommio::net::TcpListener;
+use shardwire_proto::auth::key::KeyRing;
+use shardwire_proto::ids::{Placement, ShardId};
+use shardwire_proto::shard::{Options, Shard, ShardConfig};
+use shardwire_proto::ws::{DecoderConfig, Role};
+use socket2::Socket;
+
+use crate::conn::head::read_head_by;
+use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
+use crate::shard::inbox::Inbox;
+use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
+use crate::sys;
+
+/// Everything a shard's thread is given.
+pub(super) struct Plan {
+    pub(super) id: ShardId,
+    pub(super) placement: Placement,
+    pub(super) keys: Arc<KeyRing>,
+    pub(super) options: Options,
+    pub(super) seed: u64,
+    pub(super) clock: Instant,
+    pub(super) connections_max: usize,
+    pub(super) cors_origins: Vec<String>,
+    pub(super) listener: Socket,
+    /// The admin listener, on the first shard.
+    pub(super) admin: Option<Socket>,
+    /// None where this is the only shard.
+    pub(super) mesh: Option<MeshBuilder<Batch, Full>>,
+    pub(super) orders: Inbox<Control>,
+    /// Told when the shard serves.
+    pub(super) up: mpsc::Sender<()>,
+    /// Told when it is drained.
+    pub(super) drained: mpsc::Sender<()>,
+}
+
+/// Orders of the main thread.
+pub(super) enum Control {
+    Reconfigure {
+        keys: Arc<KeyRing>,
+        options: Arc<Options>,
+    },
+    /// Accept no more and end connections, so many a second.
+    Drain { rate: u32, deadline: Duration },
+    Stop,
+}
+
+/// Pace of a drain's steps.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
+
+pub(super) async fn run(plan: Plan) {
+    let settings = Settings {
+        decoder: DecoderConfig {
+            message_bytes_max: plan.options.limits.inbound_message_bytes_max,
+            role: Role::Server,
+            tolerate_unmasked_control: true,
+        },
+        handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
+        unacked: Duration::from_millis(plan.options.limits.unacked_data_ms),
+        connections_max: plan.connections_max,
+    };
+    let shards = usize::from(plan.placement.shards());
+    let http = HttpSettings::new(shards, &plan.cors_origins);
+    let config = ShardConfig {
+        id: plan.id,
+        placement: plan.placement,
+        keys: plan.keys,
+        options: plan.options,
+        seed: plan.seed,
+    };
+    let core = Shard::new(config, read_clock(plan.clock));
+    let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
+    if let Some(mesh) = plan.mesh {
+        match mesh.join().await {
+            Ok((senders, receivers)) => server.connect_mesh(senders, receivers),
+            Err(error) => {
+                log::error!("shard {}: cannot join the mesh: {error}", plan.id.0);
+                return;
+            }
+        }
+    }
+    glommio::spawn_local(server.clone().run_turns()).detach();
+    glommio::spawn_local(tick(server.clone())).detach();
+    let accepting =
+        glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
+    let admin = Rc::new(AdminSettings {
+        shards,
+        stage: Cell::new(Stage::Serving),
+    });
+    if let Some(listener) = plan.admin {
+        let listener = sys::glommio_listener(listener);
+        glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
+    }
+    // The main thread waits for it.
+    let _ = plan.up.send(());
+    let mut accepting = Some(accepting);
+    loop {
+        match plan.orders.recv().await {
+            Control::Reconfigure { keys, options } => {
+                server.with(|shard, _| shard.reconfigure(keys, (*options).clone()));
+            }
+            Control::Drain { rate, deadline } => {
+                server.with(|shard, _| shard.start_drain());
+                server.http.stage.set(Stage::Draining);
+                admin.stage.set(Stage::Draining);
+                if let Some(task) = accepting.take() {
+                    task.cancel().await;
+                }
+                glommio::spawn_local(drain(
+                    server.clone(),
+                    rate,
+                    deadline,
+                    plan.drained.clone(),
+                ))
+                .detach();
+            }
+            Control::Stop => return,
+        }
+    }
+}
+
+async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminSettings>) {
+    loop {
+        let (server, settings) = (server.clone(), settings.clone());
+        match listener.accept().await {
+            Ok(mut stream) => glommio::spawn_local(async move {
+                let deadline = server.settings.handshake_deadline;
+                if let Some(head) = read_head_by(&mut stream, deadline).await {
+                    serve_admin(stream, head, server, settings).await;
+                }
+            })
+            .detach(),
+            Err(error) => {
+                log::warn!("admin: accept failed: {error}");
+                glommio::timer::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+    }
+}
+
+async fn tick(server: Server) {
+    loop {
+        glommio::timer::sleep(Duration::from_secs(1)).await;
+        server.with(|shard, now| shard.tick(now));
+    }
+}
+
+/// Ends the shard's connections at a steady pace, then waits until the last has gone.
+async fn drain(server: Server, rate: u32, deadline: Duration, drained: mpsc::Sender<()>) {
+    let until = Instant::now() + deadline;
+    let started = Instant::now();
+    let mut ended = 0usize;
+    while Instant::now() < until && server.occupancy() > 0 {
+        let due = started.elapsed().as_secs_f64() * f64::from(rate);
+        // Truncation: a fraction of a connection waits for the next step.
+        let due = (due as usize + 1).saturating_sub(ended);
+        server.with(|shard, now| shard.drain(due, now));
+        ended += due;
+        glommio::timer::sleep(DRAIN_STEP).await;
+    }
+    // The main thread may have stopped waiting.
+    let _ = drained.send(());
+}

@@ -1,0 +1,188 @@
+//! What a shard's driver drives: the seam between sockets and state.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use glommio::net::TcpStream;
+use shardwire_proto::error::{CloseCause, ProtocolError};
+use shardwire_proto::ids::{ConnId, Now, ShardId};
+use shardwire_proto::msg::ShardMsg;
+use shardwire_proto::outbox::Outbox;
+use shardwire_proto::shard::{Output, Shard};
+use shardwire_proto::ws::Event;
+
+use super::ShardRuntime;
+
+/// A request head's part in deciding on a handshake.
+#[derive(Debug, Clone, Copy)]
+pub struct Handshake<'a> {
+    pub target: &'a str,
+    /// Content of `Authorization: Bearer`.
+    pub bearer: Option<&'a str>,
+    pub origin: Option<&'a str>,
+}
+
+/// The state behind the sockets of one shard. The engine's is [`Shard`]; see there for the calling
+/// contract, which is this trait's too.
+pub trait Core: Sized + 'static {
+    type Grant;
+
+    fn authorize(
+        &mut self,
+        handshake: Handshake<'_>,
+        random: [u8; 16],
+    ) -> Result<Self::Grant, ProtocolError>;
+    /// Makes a connection whose first bytes are `accept`, the handshake's answer.
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId;
+    fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now);
+    fn close(&mut self, conn: ConnId, cause: CloseCause, now: Now);
+    fn is_open(&self, conn: ConnId) -> bool;
+    fn release(&mut self, conn: ConnId, now: Now);
+    fn tick(&mut self, now: Now);
+
+    fn handle_shard_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now);
+    fn take_mesh(&mut self, peer: ShardId) -> Vec<ShardMsg>;
+    fn mesh_pending(&self, peer: ShardId) -> usize;
+    fn congested(&self) -> bool;
+
+    fn take_output(&mut self) -> Option<Output>;
+    fn flush_due(&self) -> bool;
+    fn take_dirty(&mut self) -> Vec<u32>;
+    fn reuse_dirty(&mut self, list: Vec<u32>);
+    fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)>;
+    fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
+    fn note_flushed(&mut self, started: Now, now: Now);
+    /// Takes note of what only the driver sees.
+    fn note_io(&mut self, io: IoCounts);
+
+    /// Serves a connection that began with a request other than an upgrade; `head` is what was
+    /// read of it.
+    fn serve_http(
+        runtime: Rc<ShardRuntime<Self>>,
+        stream: TcpStream,
+        head: Vec<u8>,
+    ) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// What the driver has counted since it last told.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct IoCounts {
+    pub sends: u64,
+    pub bytes_sent: u64,
+    pub sends_blocked: u64,
+    pub heads_failed: u64,
+    pub http_requests: u64,
+}
+
+impl Core for Shard {
+    type Grant = shardwire_proto::session::Grant;
+
+    fn authorize(
+        &mut self,
+        handshake: Handshake<'_>,
+        random: [u8; 16],
+    ) -> Result<Self::Grant, ProtocolError> {
+        Shard::authorize(
+            self,
+            handshake.target,
+            handshake.bearer,
+            handshake.origin,
+            random,
+        )
+    }
+
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
+        Shard::open(self, grant, accept, random, now)
+    }
+
+    fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now) {
+        match event {
+            Event::Text(text) => self.handle_message(conn, text.as_bytes(), now),
+            Event::Binary(bytes) => self.handle_message(conn, bytes, now),
+            Event::Ping(payload) => self.handle_ping(conn, payload, now),
+            Event::Pong(_) => self.handle_pong(conn, now),
+            Event::Close(received) => {
+                let code = received.map(|(code, _)| code);
+                Shard::close(self, conn, CloseCause::PeerClosed { code }, now);
+            }
+        }
+    }
+
+    fn close(&mut self, conn: ConnId, cause: CloseCause, now: Now) {
+        Shard::close(self, conn, cause, now);
+    }
+
+    fn is_open(&self, conn: ConnId) -> bool {
+        Shard::is_open(self, conn)
+    }
+
+    fn release(&mut self, conn: ConnId, now: Now) {
+        Shard::release(self, conn, now);
+    }
+
+    fn tick(&mut self, now: Now) {
+        Shard::tick(self, now);
+    }
+
+    fn handle_shard_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
+        Shard::handle_shard_msg(self, from, msg, now);
+    }
+
+    fn take_mesh(&mut self, peer: ShardId) -> Vec<ShardMsg> {
+        Shard::take_mesh(self, peer)
+    }
+
+    fn mesh_pending(&self, peer: ShardId) -> usize {
+        Shard::mesh_pending(self, peer)
+    }
+
+    fn congested(&self) -> bool {
+        Shard::congested(self)
+    }
+
+    fn take_output(&mut self) -> Option<Output> {
+        Shard::take_output(self)
+    }
+
+    fn flush_due(&self) -> bool {
+        Shard::flush_due(self)
+    }
+
+    fn take_dirty(&mut self) -> Vec<u32> {
+        Shard::take_dirty(self)
+    }
+
+    fn reuse_dirty(&mut self, list: Vec<u32>) {
+        Shard::reuse_dirty(self, list);
+    }
+
+    fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)> {
+        Shard::flush(self, slot)
+    }
+
+    fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {
+        Shard::outbox(self, conn)
+    }
+
+    fn note_flushed(&mut self, started: Now, now: Now) {
+        Shard::note_flushed(self, started, now);
+    }
+
+    fn note_io(&mut self, io: IoCounts) {
+        let counters = self.counters_mut();
+        counters.sends += io.sends;
+        counters.bytes_sent += io.bytes_sent;
+        counters.sends_blocked += io.sends_blocked;
+        counters.heads_failed += io.heads_failed;
+        counters.http_requests += io.http_requests;
+    }
+
+    fn serve_http(
+        runtime: Rc<ShardRuntime<Self>>,
+        stream: TcpStream,
+        head: Vec<u8>,
+    ) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(crate::http::serve(stream, head, runtime))
+    }
+}

@@ -1,0 +1,275 @@
+//! A shard's thread: one executor pinned to a core, which owns one [`Core`] and the sockets of its
+//! connections.
+//!
+//! ```text
+//! accept ─► head task ─┬─► conn task (one per WebSocket connection, `conn`)
+//!                      └─► HTTP (`http`)
+//! conn tasks, mesh tasks, HTTP handlers ──with──► Core ──schedule──► turn task: outputs, mesh, flush
+//! ```
+//! The turn task is woken by whoever changed the core and so runs behind everything else that was
+//! ready: what many sockets brought in one round leaves in one send per connection.
+//!
+//! Nothing here is locked, and no borrow is held across an `.await`: [`ShardRuntime::with`] makes
+//! one whole change.
+
+pub mod core;
+pub mod inbox;
+mod mesh;
+mod requests;
+mod turn;
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime};
+
+use glommio::net::TcpStream;
+use shardwire_proto::ids::{ConnId, Now, ShardId};
+use shardwire_proto::outbox::Frame;
+use shardwire_proto::shard::Shard;
+use shardwire_proto::ws::DecoderConfig;
+
+pub use self::core::{Core, Handshake, IoCounts};
+use crate::http::HttpSettings;
+pub use mesh::{Batch, LANE_BATCHES};
+use mesh::Lane;
+pub use requests::Requests;
+
+/// A server's shard.
+pub type Server = Rc<ShardRuntime<Shard>>;
+
+/// Bytes read from a socket at once, into one buffer that all of a shard's connections share.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What is fixed for a shard's life.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub decoder: DecoderConfig,
+    /// From accept to a complete request head.
+    pub handshake_deadline: Duration,
+    /// Sent data without acknowledgement that ends a connection.
+    pub unacked: Duration,
+    /// Connections and pending handshakes of this shard.
+    pub connections_max: usize,
+}
+
+pub struct ShardRuntime<C> {
+    pub id: ShardId,
+    pub settings: Settings,
+    pub http: Rc<HttpSettings>,
+    pub(crate) core: RefCell<C>,
+    pub(crate) links: RefCell<Links>,
+    /// Where sockets are read into; borrowed for one read and its handling.
+    pub(crate) read_buffer: RefCell<Box<[u8]>>,
+    /// Where the frames of one send are put together.
+    pub(crate) gather: RefCell<Gather>,
+    lanes: RefCell<Vec<Lane>>,
+    senders: RefCell<Option<glommio::channels::channel_mesh::Senders<Batch>>>,
+    turn: RefCell<Option<Waker>>,
+    turn_scheduled: Cell<bool>,
+    /// Connections that wait until the mesh has room.
+    pub(crate) paused: RefCell<Vec<Waker>>,
+    /// A mesh inbox had more than one turn takes.
+    inbox_behind: Cell<bool>,
+    pub requests: Requests,
+    occupancy: Cell<usize>,
+    io: Cell<IoCounts>,
+    clock: Clock,
+}
+
+/// A connection's socket as the flush sees it.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) generation: u32,
+    pub(crate) fd: RawFd,
+    /// The kernel took less than it was offered; the connection's task waits for room.
+    pub(crate) blocked: bool,
+    pub(crate) ending: Ending,
+    pub(crate) waker: Option<Waker>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    No,
+    /// When the outbox is empty; with a Close frame in it the peer is given time to answer.
+    Flushed {
+        linger: bool,
+    },
+    Now,
+}
+
+/// Links by slot; the table of the core's connections decides who has which.
+#[derive(Debug, Default)]
+pub(crate) struct Links(Vec<Option<Link>>);
+
+impl Links {
+    pub(crate) fn get(&mut self, conn: ConnId) -> Option<&mut Link> {
+        self.0
+            .get_mut(conn.slot as usize)?
+            .as_mut()
+            .filter(|l| l.generation == conn.generation)
+    }
+
+    fn insert(&mut self, conn: ConnId, fd: RawFd) {
+        let slot = conn.slot as usize;
+        if self.0.len() <= slot {
+            self.0.resize_with(slot + 1, || None);
+        }
+        self.0[slot] = Some(Link {
+            generation: conn.generation,
+            fd,
+            blocked: false,
+            ending: Ending::No,
+            waker: None,
+        });
+    }
+
+    fn remove(&mut self, conn: ConnId) {
+        if self.get(conn).is_some() {
+            self.0[conn.slot as usize] = None;
+        }
+    }
+}
+
+/// A place among a shard's connections.
+pub(crate) struct Occupied<C>(Rc<ShardRuntime<C>>);
+
+impl<C> Drop for Occupied<C> {
+    fn drop(&mut self) {
+        self.0.occupancy.set(self.0.occupancy.get() - 1);
+    }
+}
+
+/// Bytes of the frames that were gathered last, to be sent again where the next connection has
+/// the very same frames: in a fan-out nearly all do.
+#[derive(Debug, Default)]
+pub(crate) struct Gather {
+    bytes: Vec<u8>,
+    /// Held so that no other frame can take their place in memory.
+    frames: Vec<Frame>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> Now {
+        let since_epoch = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Now {
+            mono_us: u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX),
+            unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The clock of every shard of the process: one start, so that their monotonic times compare.
+pub fn start_clock() -> Instant {
+    Instant::now()
+}
+
+/// A clock's reading before any shard runs.
+pub fn read_clock(start: Instant) -> Now {
+    Clock(start).now()
+}
+
+impl<C: Core> ShardRuntime<C> {
+    pub fn new(
+        id: ShardId,
+        core: C,
+        settings: Settings,
+        http: Rc<HttpSettings>,
+        clock_start: Instant,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            settings,
+            http,
+            core: RefCell::new(core),
+            links: RefCell::default(),
+            read_buffer: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+            gather: RefCell::default(),
+            lanes: RefCell::default(),
+            senders: RefCell::default(),
+            turn: RefCell::default(),
+            turn_scheduled: Cell::new(false),
+            paused: RefCell::default(),
+            inbox_behind: Cell::new(false),
+            requests: Requests::default(),
+            occupancy: Cell::new(0),
+            io: Cell::default(),
+            clock: Clock(clock_start),
+        })
+    }
+
+    pub fn now(&self) -> Now {
+        self.clock.now()
+    }
+
+    /// Makes one whole change to the shard's state; what follows from it leaves with the turn.
+    pub fn with<R>(&self, f: impl FnOnce(&mut C, Now) -> R) -> R {
+        let result = f(&mut self.core.borrow_mut(), self.now());
+        self.schedule_turn();
+        result
+    }
+
+    /// Adds to what only the driver counts.
+    pub fn count(&self, add: impl FnOnce(&mut IoCounts)) {
+        let mut io = self.io.get();
+        add(&mut io);
+        self.io.set(io);
+    }
+
+    /// Serves connections from a listening socket until the task is dropped.
+    pub async fn accept(self: Rc<Self>, listener: glommio::net::TcpListener) {
+        /// Connections accepted in a row before others get their turn.
+        const BURST: usize = 64;
+        loop {
+            for _ in 0..BURST {
+                match listener.shared_accept().await {
+                    Ok(accepted) => self.admit(accepted.bind_to_executor()),
+                    Err(error) => {
+                        // Out of descriptors, mostly: those that end make room again.
+                        log::warn!("shard {}: accept failed: {error}", self.id.0);
+                        glommio::timer::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+            glommio::executor().yield_now().await;
+        }
+    }
+
+    fn admit(self: &Rc<Self>, stream: TcpStream) {
+        use std::os::fd::AsRawFd;
+        if let Err(error) = crate::sys::tune(stream.as_raw_fd(), self.settings.unacked) {
+            log::debug!("shard {}: accepted socket is gone: {error}", self.id.0);
+            return;
+        }
+        glommio::spawn_local(crate::conn::head::serve(self.clone(), stream)).detach();
+    }
+
+    /// Connections that are open, ending or being opened.
+    pub fn occupancy(&self) -> usize {
+        self.occupancy.get()
+    }
+
+    /// Takes a place among the shard's connections; `None` when all are taken.
+    pub(crate) fn occupy(self: &Rc<Self>) -> Option<Occupied<C>> {
+        if self.occupancy.get() >= self.settings.connections_max {
+            return None;
+        }
+        self.occupancy.set(self.occupancy.get() + 1);
+        Some(Occupied(self.clone()))
+    }
+
+    /// Lets the flush reach a connection's socket.
+    pub(crate) fn link(&self, conn: ConnId, fd: RawFd) {
+        self.links.borrow_mut().insert(conn, fd);
+    }
+
+    /// Forgets a connection, on both sides.
+    pub(crate) fn unlink(&self, conn: ConnId) {
+        self.links.borrow_mut().remove(conn);
+        self.with(|core, now| core.release(conn, now));
+    }
+}

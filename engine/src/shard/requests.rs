@@ -1,0 +1,153 @@
+//! HTTP requests that wait for shards: their results are gathered here and wake them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use futures_lite::future;
+use shardwire_proto::auth::key::KeyRecord;
+use shardwire_proto::error::ErrorCode;
+use shardwire_proto::ids::{RequestId, ShardId};
+use shardwire_proto::msg::{Answer, Published, Query};
+use shardwire_proto::shard::{PublishItem, Shard};
+
+use super::ShardRuntime;
+
+/// A publish over HTTP is answered by then; what a stuck shard has not confirmed is reported as
+/// unavailable (and may yet be delivered: retry with the same id).
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A shard that has not answered a question by then is stuck.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+pub struct Requests {
+    next: Cell<u64>,
+    pending: RefCell<HashMap<u64, Pending>>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    results: Vec<Option<Result<Published, ErrorCode>>>,
+    answers: Vec<(ShardId, Answer)>,
+    /// Results and answers still to come.
+    missing: usize,
+    waker: Option<Waker>,
+}
+
+impl Requests {
+    fn begin(&self, items: usize, answers: usize) -> RequestId {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        self.pending.borrow_mut().insert(
+            id,
+            Pending {
+                results: vec![None; items],
+                answers: Vec::new(),
+                missing: items + answers,
+                waker: None,
+            },
+        );
+        RequestId(id)
+    }
+
+    pub(super) fn published(
+        &self,
+        request: RequestId,
+        item: u32,
+        result: Result<Published, ErrorCode>,
+    ) {
+        self.note(request, |pending| {
+            let slot = pending.results.get_mut(item as usize)?;
+            slot.replace(result).is_none().then_some(())
+        });
+    }
+
+    pub(super) fn answered(&self, request: RequestId, from: ShardId, answer: Answer) {
+        self.note(request, |pending| {
+            pending.answers.push((from, answer));
+            Some(())
+        });
+    }
+
+    fn note(&self, request: RequestId, take: impl FnOnce(&mut Pending) -> Option<()>) {
+        let mut all = self.pending.borrow_mut();
+        // A request that gave up has no entry.
+        if let Some(pending) = all.get_mut(&request.0)
+            && take(pending).is_some()
+        {
+            pending.missing -= 1;
+            if pending.missing == 0
+                && let Some(waker) = pending.waker.take()
+            {
+                waker.wake();
+            }
+        }
+    }
+
+    async fn wait(&self, request: RequestId, deadline: Duration) -> Option<Pending> {
+        /// Forgets the request also when the client has gone and the future is dropped.
+        struct Entry<'a>(&'a Requests, RequestId);
+        impl Drop for Entry<'_> {
+            fn drop(&mut self) {
+                self.0.pending.borrow_mut().remove(&self.1.0);
+            }
+        }
+        let entry = Entry(self, request);
+        let complete = poll_fn(|cx| {
+            match self.pending.borrow_mut().get_mut(&request.0) {
+                Some(pending) if pending.missing > 0 => {
+                    pending.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(()),
+            }
+        });
+        future::or(complete, glommio::timer::sleep(deadline)).await;
+        let pending = self.pending.borrow_mut().remove(&request.0);
+        drop(entry);
+        pending
+    }
+}
+
+impl ShardRuntime<Shard> {
+    /// Publishes for an HTTP request: results in the items' order.
+    pub async fn publish(
+        &self,
+        key: &KeyRecord,
+        items: &[PublishItem<'_>],
+    ) -> Vec<Result<Published, ErrorCode>> {
+        let request = self.requests.begin(items.len(), 0);
+        self.with(|shard, now| {
+            for (index, item) in (0u32..).zip(items) {
+                shard.publish_request(key, request, index, item, now);
+            }
+        });
+        let results = self
+            .requests
+            .wait(request, PUBLISH_DEADLINE)
+            .await
+            .map(|p| p.results)
+            .unwrap_or_default();
+        let mut results: Vec<_> = results
+            .into_iter()
+            .map(|r| r.unwrap_or(Err(ErrorCode::Unavailable)))
+            .collect();
+        results.resize(items.len(), Err(ErrorCode::Unavailable));
+        results
+    }
+
+    /// Asks every shard: the answers of those that gave one in time.
+    pub async fn ask(&self, app: &str, query: Query) -> Vec<(ShardId, Answer)> {
+        let shards = self.lanes.borrow().len().max(1);
+        let request = self.requests.begin(0, shards);
+        self.with(|shard, now| shard.ask(app, request, query, now));
+        self.requests
+            .wait(request, ASK_DEADLINE)
+            .await
+            .map(|p| p.answers)
+            .unwrap_or_default()
+    }
+}

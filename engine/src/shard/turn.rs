@@ -1,0 +1,249 @@
+//! The end of a turn: what the shard's state asks for is done, messages for peers leave, and every
+//! touched connection gets one send.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use shardwire_proto::ids::ConnId;
+use shardwire_proto::outbox::{Frame, Outbox};
+use shardwire_proto::shard::Output;
+
+use super::{Core, Ending, Gather, IoCounts, ShardRuntime};
+use crate::sys::{self, Sent};
+
+/// Most bytes put together for one send.
+const GATHER_BYTES: usize = 256 * 1024;
+
+/// What a flush of one connection came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    Done,
+    Blocked,
+    Broken,
+}
+
+impl<C: Core> ShardRuntime<C> {
+    /// Wakes the turn task, behind all that is ready.
+    pub(crate) fn schedule_turn(&self) {
+        if !self.turn_scheduled.replace(true)
+            && let Some(waker) = self.turn.borrow().as_ref()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The task that ends turns.
+    pub async fn run_turns(self: Rc<Self>) {
+        loop {
+            poll_fn(|cx| {
+                let mut turn = self.turn.borrow_mut();
+                if !turn.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                    *turn = Some(cx.waker().clone());
+                }
+                if self.turn_scheduled.replace(false) {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            })
+            .await;
+            self.end_turn();
+            if self.lanes_held() {
+                // A peer's inbox is full: try again when everything else has run.
+                self.schedule_turn();
+                glommio::executor().yield_now().await;
+            }
+        }
+    }
+
+    /// Peers first, so that they work while this shard sends.
+    pub(crate) fn end_turn(&self) {
+        self.carry_outputs();
+        self.fill_lanes();
+        self.flush();
+        self.carry_outputs();
+        if !self.must_pause() {
+            for waker in self.paused.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Sockets are not read while a peer is far behind or this shard has not caught up with what
+    /// its peers sent.
+    pub(crate) fn must_pause(&self) -> bool {
+        self.inbox_behind.get() || self.core.borrow().congested()
+    }
+
+    fn carry_outputs(&self) {
+        loop {
+            let Some(output) = self.core.borrow_mut().take_output() else {
+                return;
+            };
+            match output {
+                Output::Close { conn, cause, flush } => {
+                    log::debug!(
+                        "shard {}: connection {}.{} ends: {cause}",
+                        self.id.0,
+                        conn.slot,
+                        conn.generation
+                    );
+                    let ending = if flush {
+                        Ending::Flushed {
+                            linger: cause.sends_close_frame(),
+                        }
+                    } else {
+                        Ending::Now
+                    };
+                    self.end(conn, ending);
+                }
+                Output::Published {
+                    request,
+                    item,
+                    result,
+                } => self.requests.published(request, item, result),
+                Output::Answer {
+                    from,
+                    request,
+                    answer,
+                } => self.requests.answered(request, from, answer),
+            }
+        }
+    }
+
+    fn end(&self, conn: ConnId, ending: Ending) {
+        let empty = self
+            .core
+            .borrow_mut()
+            .outbox(conn)
+            .is_none_or(|o| o.is_empty());
+        if let Some(link) = self.links.borrow_mut().get(conn) {
+            link.ending = ending;
+            if (ending == Ending::Now || empty)
+                && let Some(waker) = &link.waker
+            {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// One send for each connection with something to send.
+    pub(crate) fn flush(&self) {
+        let mut core = self.core.borrow_mut();
+        let dirty = core.take_dirty();
+        if dirty.is_empty() {
+            return;
+        }
+        let started = self.now();
+        let mut links = self.links.borrow_mut();
+        let mut gather = self.gather.borrow_mut();
+        let mut io = self.io.replace(IoCounts::default());
+        for slot in &dirty {
+            let Some((conn, outbox)) = core.flush(*slot) else {
+                continue;
+            };
+            let Some(link) = links.get(conn) else {
+                continue;
+            };
+            if link.blocked {
+                continue;
+            }
+            let flushed = flush_outbox(link.fd, outbox, &mut gather, &mut io);
+            link.blocked = flushed == Flushed::Blocked;
+            if flushed == Flushed::Broken {
+                link.ending = Ending::Now;
+            }
+            // Its task has to wait for room, or to end it.
+            if (flushed != Flushed::Done || link.ending != Ending::No)
+                && let Some(waker) = &link.waker
+            {
+                waker.wake_by_ref();
+            }
+        }
+        gather.forget();
+        core.note_io(io);
+        core.note_flushed(started, self.now());
+        core.reuse_dirty(dirty);
+    }
+}
+
+impl Gather {
+    /// The unsent bytes of an outbox, up to [`GATHER_BYTES`] and a frame.
+    pub(crate) fn collect<'a>(&'a mut self, outbox: &'a Outbox) -> &'a [u8] {
+        let offset = outbox.first_offset();
+        if outbox.frames() == 1 {
+            // Straight from the frame that all of the channel's subscribers share.
+            return outbox
+                .iter()
+                .next()
+                .and_then(|f| f.get(offset..))
+                .unwrap_or_default();
+        }
+        if offset == 0 && self.holds(outbox) {
+            return &self.bytes;
+        }
+        self.bytes.clear();
+        self.frames.clear();
+        let mut skip = offset;
+        for frame in outbox.iter() {
+            self.bytes
+                .extend_from_slice(frame.get(skip..).unwrap_or_default());
+            skip = 0;
+            if offset == 0 {
+                self.frames.push(frame.clone());
+            }
+            if self.bytes.len() >= GATHER_BYTES {
+                break;
+            }
+        }
+        &self.bytes
+    }
+
+    fn holds(&self, outbox: &Outbox) -> bool {
+        self.frames.len() == outbox.frames()
+            && self
+                .frames
+                .iter()
+                .zip(outbox.iter())
+                .all(|(a, b)| Frame::ptr_eq(a, b))
+    }
+
+    /// Lets go of the frames.
+    fn forget(&mut self) {
+        self.frames.clear();
+        if self.bytes.capacity() > 2 * GATHER_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// Sends until the outbox is empty or the kernel takes no more.
+pub(crate) fn flush_outbox(
+    fd: std::os::fd::RawFd,
+    outbox: &mut Outbox,
+    gather: &mut Gather,
+    io: &mut IoCounts,
+) -> Flushed {
+    while !outbox.is_empty() {
+        let bytes = gather.collect(outbox);
+        let offered = bytes.len();
+        io.sends += 1;
+        match sys::send(fd, bytes) {
+            Sent::Bytes(sent) => {
+                io.bytes_sent += sent as u64;
+                outbox.advance(sent);
+                if sent < offered {
+                    io.sends_blocked += 1;
+                    return Flushed::Blocked;
+                }
+            }
+            Sent::Full => {
+                io.sends_blocked += 1;
+                return Flushed::Blocked;
+            }
+            Sent::Broken => return Flushed::Broken,
+        }
+    }
+    Flushed::Done
+}

@@ -1,0 +1,87 @@
+//! One connection of the generator and what it is there for.
+
+use std::os::fd::OwnedFd;
+
+use crate::adapter::Duty;
+use crate::plan::Plan;
+
+/// What a slot's connection is there for, for the whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Subscribed to a channel and checked from `cell` of the order check on.
+    Subscriber { channel: u32, cell: u32 },
+    /// Publishes on a WebSocket.
+    Publisher { publisher: u32 },
+    /// Publishes over HTTP.
+    Http { publisher: u32 },
+    /// Comes, subscribes and goes; `cell` is in the order check of churning connections.
+    Churn { channel: u32, cell: u32 },
+}
+
+impl Role {
+    pub(super) fn duty(self) -> Duty {
+        match self {
+            Self::Subscriber { .. } | Self::Churn { .. } => Duty::Subscribe,
+            Self::Publisher { .. } | Self::Http { .. } => Duty::Publish,
+        }
+    }
+
+    /// Name of the channel that it connects for.
+    pub(super) fn channel(self, plan: &Plan) -> &str {
+        let channel = match self {
+            Self::Subscriber { channel, .. } | Self::Churn { channel, .. } => Some(channel),
+            Self::Publisher { publisher } | Self::Http { publisher } => {
+                let streams = &plan.publishers[publisher as usize].streams;
+                streams.first().map(|&stream| plan.streams[stream as usize].channel)
+            }
+        };
+        channel.map_or("", |channel| &plan.channels[channel as usize].name)
+    }
+}
+
+/// How far a connection has come.
+///
+/// `Connecting` to `Handshaking` to `Opening` to `Ready`; HTTP connections go from `Connecting` to `Ready`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The TCP handshake is under way.
+    Connecting,
+    /// The upgrade request is sent or queued.
+    Handshaking,
+    /// The protocol's own opening is under way.
+    Opening,
+    /// Doing its duty.
+    Ready,
+}
+
+/// A live connection. Its buffers are empty, and take no memory, while nothing is cut short.
+pub(super) struct Conn {
+    pub(super) fd: OwnedFd,
+    pub(super) state: State,
+    /// When it was begun, or should have been.
+    pub(super) since_ns: u64,
+    /// Received bytes that do not make a whole frame yet.
+    pub(super) partial: Vec<u8>,
+    /// Bytes of a protocol stream that do not make a whole operation yet.
+    pub(super) partial_stream: Vec<u8>,
+    /// Bytes to send.
+    pub(super) out: Vec<u8>,
+}
+
+/// A place for one connection at a time.
+pub(super) struct Slot {
+    pub(super) role: Role,
+    /// Rises with every connection, so that a late event does not hit the next one.
+    pub(super) generation: u32,
+    pub(super) conn: Option<Conn>,
+    /// Failed tries in a row.
+    pub(super) failures: u32,
+    /// Listed as having bytes to send.
+    pub(super) dirty: bool,
+}
+
+impl Slot {
+    pub(super) fn new(role: Role) -> Self {
+        Self { role, generation: 0, conn: None, failures: 0, dirty: false }
+    }
+}
