@@ -8,7 +8,7 @@ import pytest
 
 from harness.client import Client
 from harness.server import BINARY, CLIENT_KEY, SERVER_KEY, Server
-from harness.slow_clock import SlowClocks
+from harness.slow_clock import LIVENESS_MS, SlowClocks
 
 # Fan-out tests hold over a thousand sockets.
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -108,7 +108,9 @@ def slow_clocks(request, tmp_path_factory):
     if not any(item.get_closest_marker("slow_clock") for item in request.session.items):
         yield None
         return
-    clocks = SlowClocks(Server(tmp_path_factory.mktemp("clocks")).start())
+    folder = tmp_path_factory.mktemp("clocks")
+    (folder / "shardwire.toml").write_text(f"[limits]\nliveness_ms = {LIVENESS_MS}\n")
+    clocks = SlowClocks(Server(folder).start())
     yield clocks
     clocks.end()
 

@@ -2,11 +2,13 @@
 
 import json
 import re
+import time
 
 import pytest
 
 from harness.client import Client, open_on_every_shard
-from harness.rawws import TEXT
+from harness.rawws import TEXT, Ended, encode_frame
+from harness.rest import api
 from harness.server import CLIENT_KEY, SERVER_KEY
 
 KIB = 1024
@@ -108,8 +110,6 @@ def test_257th_channel_is_refused(connect, channel):
 
 
 def test_closed_connection_frees_its_subscriptions(server, connect, channel):
-    from harness.rest import api
-
     client, watcher = connect().subscribe(channel), connect().subscribe(channel)
     client.close()
     # The server has ended the connection: a publish and the count no longer include it.
@@ -364,6 +364,21 @@ def test_rate_is_per_connection(connect, channel):
     calm.publish(channel, "fine")
 
 
+def test_sustained_rate_abuse_ends_the_connection_without_a_close_frame(new_server, tmp_path):
+    """Ten windows in a row over the limit: 4150, a bare TCP close (D25). The window is 0.1 s here."""
+    path = tmp_path / "limits.toml"
+    path.write_text("[limits]\npublish_rate = { per_window = 5, window_ms = 100 }\n")
+    server = new_server(shards=1, args=["--config", str(path)])
+    abuser, calm = Client(server).subscribe("c"), Client(server).subscribe("c")
+    deadline = time.monotonic() + 20
+    with pytest.raises(Ended):
+        while time.monotonic() < deadline:
+            abuser.publish_raw("c", "1", f"{time.monotonic_ns()}")
+            json.loads(abuser.recv_text())
+    calm.publish("c", "unmoved", id="calm")
+    calm.expect(action="message", id="calm")
+
+
 def test_no_rate_limit_for_a_server_key(connect, channel):
     client = connect(key=SERVER_KEY)
     for n in range(1000):
@@ -375,8 +390,6 @@ def test_no_rate_limit_for_a_server_key(connect, channel):
 
 def test_many_frames_in_one_segment(connect, channel):
     """Frames that arrive together are handled one by one, in order."""
-    from harness.rawws import encode_frame
-
     client = connect(key=SERVER_KEY).subscribe(channel)
     frames = b"".join(
         encode_frame(TEXT, json.dumps({"action": "publish", "channel": channel, "data": n, "id": f"m{n}"}).encode())

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from harness.autobahn import EXPECTED_COUNTS, load_cases, run_cases
-from harness.rawws import BINARY, TEXT, RawWs
+from harness.rawws import BINARY, TEXT, RawWs, encode_frame
 from harness.server import ECHO_BINARY, clean_environment, split_address
 
 PASSED = {"OK", "NON-STRICT", "INFORMATIONAL"}
@@ -78,8 +78,6 @@ def test_echo_of_16_mib(echo, opcode):
 
 
 def test_echo_beyond_16_mib_closes_1009_without_the_payload(echo):
-    from harness.rawws import encode_frame
-
     client = RawWs(echo)
     client.send(encode_frame(BINARY, b"", length=16 * MIB + 1))
     client.expect_close(1009)

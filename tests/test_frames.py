@@ -7,8 +7,8 @@ import time
 import pytest
 
 from harness.client import Client
-from harness.rest import call
 from harness.rawws import BINARY
+from harness.rest import call
 
 TIME = r"1[0-9]{12}"  # ms since 1970, a plain integer (contract 4.3)
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from harness.client import Client
-from harness.rest import call, expect_refusal
 from harness.rawws import PING, RawSocket, RawWs, Refused, accept_for, encode_frame, upgrade_head
+from harness.rest import call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
 
 pytestmark = pytest.mark.usefixtures("bystander")

@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
-from harness.rest import api, call, expect_refusal, request_bytes
 from harness.rawws import RawSocket
+from harness.rest import api, call, expect_refusal, request_bytes
 from harness.server import CLIENT_KEY, SERVER_KEY
 from harness.wait import wait_until
 

@@ -82,7 +82,7 @@ def test_nothing_lost_or_reordered_between_shards(new_server):
             told[ack["channel"]][ack["sequence"]] = (ack["id"], ack["timestamp"])
     assert sum(map(len, told.values())) == total
 
-    for shard, stream in zip(subscribers, sinks):
+    for shard, stream in zip(subscribers, sinks, strict=True):
         messages = [json.loads(payload) for payload in seen[stream]]
         assert len(messages) == total + len(CHANNELS), f"shard {shard}: {len(messages)} for {total} published"
         by_channel = collections.defaultdict(list)

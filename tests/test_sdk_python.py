@@ -27,7 +27,7 @@ class Peer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )
         self.events = queue.Queue()
-        self.seen = []
+        self.backlog = []
         threading.Thread(target=self.read, daemon=True).start()
 
     def read(self):
@@ -40,17 +40,21 @@ class Peer:
         self.process.stdin.flush()
 
     def expect(self, event, timeout=15, **fields):
-        """The next event of this kind with `fields`; others are noted in `seen`."""
+        """The next event of this kind with `fields`; others are kept for later, in order."""
+        wanted = {"event": event, **fields}
+        for position, got in enumerate(self.backlog):
+            if wanted.items() <= got.items():
+                return self.backlog.pop(position)
         deadline = time.monotonic() + timeout
         while True:
             try:
                 got = self.events.get(timeout=max(0.001, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no {event} {fields} within {timeout} s; last: {self.seen[-8:]}") from None
-            self.seen.append(got)
-            if got["event"] == event and all(got.get(k) == v for k, v in fields.items()):
+                raise AssertionError(f"no {wanted} within {timeout} s; have {self.backlog[-8:]}") from None
+            if wanted.items() <= got.items():
                 return got
-            assert got["event"] != "ended", f"the peer ended; last: {self.seen[-8:]}"
+            assert got["event"] != "ended", f"the peer ended; have {self.backlog[-8:]}"
+            self.backlog.append(got)
 
     def listen(self, channel):
         self.do("listen", channel=channel)

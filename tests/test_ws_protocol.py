@@ -1,9 +1,11 @@
 """RFC 6455 towards a wSocket client: fragments, control frames, masks, limits, closing (contract 5.7, D11, D13)."""
 
+import socket
 import struct
 
 import pytest
 
+from harness.client import Client
 from harness.rawws import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Ended, apply_mask, close_payload, encode_frame
 from harness.wait import wait_until
 
@@ -281,9 +283,6 @@ def test_work_before_close_is_done(connect, channel):
 
 @pytest.mark.parametrize("way", ["fin", "reset", "half-close", "mid-frame"])
 def test_lost_connections_are_freed(new_server, way):
-    from harness.client import Client
-    import socket
-
     server = new_server(shards=1)
     client = Client(server).subscribe("c")
     assert sum(server.connections().values()) == 1

@@ -1,1 +1,3 @@
+//! Micro-benchmarks of the engine: none yet. The comparison with other servers is measured by `shardwire-loadtest`.
+
 fn main() {}

@@ -165,6 +165,7 @@ fn all(flags: &Flags, env: &Env, this_host: &Host) -> Vec<Finding> {
 #[must_use]
 pub fn host(config: &Config) -> Vec<Finding> {
     let shards = config.cores.len();
+    let running = DataDir::is_in_use(&config.data_dir);
     let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
     vec![
         Finding::ok(
@@ -178,8 +179,8 @@ pub fn host(config: &Config) -> Vec<Finding> {
             config.runtime.connections_max,
         ),
         backlog(somaxconn.and_then(|text| text.trim().parse().ok())),
-        address("listen", config.listen),
-        address("admin.listen", config.admin_listen),
+        address("listen", config.listen, running),
+        address("admin.listen", config.admin_listen, running),
     ]
 }
 
@@ -261,13 +262,18 @@ fn backlog(somaxconn: Option<u64>) -> Finding {
     }
 }
 
-/// Binds the address as the server does, and lets it go.
-fn address(what: &'static str, address: SocketAddr) -> Finding {
+/// Binds the address, and lets it go. `running`: a server runs on the same data folder, so that it is no surprise when
+/// somebody listens there.
+fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
     let error = match bind(address) {
         Ok(()) => return Finding::ok(what, address.to_string()),
         Err(error) => error,
     };
     let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse if running => {
+            let remedy = "stop the running server before another is started on this address";
+            return Finding::bad(Grade::Warn, what, format!("{address}, in use"), remedy);
+        }
         io::ErrorKind::AddrInUse => format!(
             "another program has the port: ss -ltnp 'sport = :{}'",
             address.port()
@@ -283,11 +289,10 @@ fn address(what: &'static str, address: SocketAddr) -> Finding {
     Finding::bad(Grade::Fail, what, format!("{address}: {error}"), remedy)
 }
 
-/// Does not listen: the kernel would hand this socket connections meant for a server that is running.
+/// Refused when anybody listens there. Does not listen itself, so nobody can connect to it by mistake.
 fn bind(address: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     socket.bind(&address.into())
 }
 
@@ -361,18 +366,18 @@ mod tests {
     fn an_occupied_port_fails_and_names_it() {
         let occupant = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = occupant.local_addr().unwrap();
-        let finding = address("listen", taken);
+        let finding = address("listen", taken, false);
         assert_eq!(finding.grade, Grade::Fail);
         assert!(
             finding.to_string().contains(&taken.to_string()),
             "{finding}"
         );
         assert_eq!(
-            address("listen", "127.0.0.1:0".parse().unwrap()).grade,
+            address("listen", "127.0.0.1:0".parse().unwrap(), false).grade,
             Grade::Ok
         );
         assert_eq!(
-            address("listen", "192.0.2.1:0".parse().unwrap()).grade,
+            address("listen", "192.0.2.1:0".parse().unwrap(), false).grade,
             Grade::Fail
         );
     }

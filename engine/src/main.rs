@@ -35,57 +35,50 @@ fn main() -> ExitCode {
 }
 
 fn serve(flags: &Flags, env: &Env) -> ExitCode {
-    let (config, dev_keys) = match (
-        Config::load(flags, env, &Host::of_process()),
-        DevKeys::from_env(env),
-    ) {
+    let host = Host::of_process();
+    let (config, dev_keys) = match (Config::load(flags, env, &host), DevKeys::from_env(env)) {
         (Ok(config), Ok(dev_keys)) => (config, dev_keys),
         (config, dev_keys) => {
-            let problems = config
-                .err()
-                .map(|error| error.problems)
-                .unwrap_or_default()
-                .into_iter()
-                .chain(dev_keys.err());
-            problems.for_each(|problem| eprintln!("shardwire: {problem}"));
+            let problems = config.err().map(|error| error.problems).unwrap_or_default();
+            for problem in problems.into_iter().chain(dev_keys.err()) {
+                eprintln!("shardwire: {problem}");
+            }
             return ExitCode::from(EXIT_UNUSABLE);
         }
     };
     shardwire::log::init(&config.log);
-    config
-        .warnings
-        .iter()
-        .for_each(|warning| log::warn!("{warning}"));
+    log_warnings(&config);
     if !host_is_usable(&config) {
         return ExitCode::from(EXIT_UNUSABLE);
     }
-    // Locked until the process ends.
-    let opened =
-        DataDir::lock(&config.data_dir).and_then(|dir| Ok((keys::open(&dir, &dev_keys)?, dir)));
-    let ((keys, first_start), locked_dir) = match opened {
+    let opened = DataDir::lock(&config.data_dir).and_then(|dir| {
+        keys::open(&dir, &dev_keys).map(|(keys, first_start)| (dir, keys, first_start))
+    });
+    let (dir, keys, first_start) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             log::error!("{error}");
             return ExitCode::from(EXIT_UNUSABLE);
         }
     };
-    let ready_file = config.ready_file.clone();
-    let data_dir = config.data_dir.clone();
-    let on_ready = move |ready: &Ready| {
+    let reload = || {
+        let next = Config::load(flags, env, &host).map_err(|error| error.problems.join("; "))?;
+        log_warnings(&next);
+        let keys = keys::read(&dir).map_err(|error| error.to_string())?;
+        Ok((next, keys))
+    };
+    let (ready_file, data_dir) = (config.ready_file.clone(), config.data_dir.clone());
+    let on_ready = |ready: &Ready| {
         if let Some(first_start) = &first_start {
+            let text = first_start_text(first_start, ready.listen, &data_dir);
             // Whoever closed stdout does not want the keys.
-            _ = std::io::stdout()
-                .write_all(first_start_text(first_start, ready.listen, &data_dir).as_bytes());
+            _ = std::io::stdout().write_all(text.as_bytes());
         }
         if let Some(path) = &ready_file {
             write_ready_file(path, ready);
         }
         notify::ready();
-    };
-    let reload = || {
-        let config = Config::load(flags, env, &Host::of_process()).map_err(|e| e.to_string())?;
-        let (keys, _) = keys::open(&locked_dir, &dev_keys).map_err(|e| e.to_string())?;
-        Ok((config, keys))
+        log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
     match server::run(config, keys, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,6 +86,12 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
             log::error!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn log_warnings(config: &Config) {
+    for warning in &config.warnings {
+        log::warn!("{warning}");
     }
 }
 

@@ -28,8 +28,14 @@ impl Process {
     #[must_use]
     pub fn read() -> Self {
         Self {
-            resident_bytes: fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident_bytes),
-            cpu_seconds: fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(cpu_seconds),
+            resident_bytes: fs::read_to_string("/proc/self/status")
+                .ok()
+                .as_deref()
+                .and_then(resident_bytes),
+            cpu_seconds: fs::read_to_string("/proc/self/stat")
+                .ok()
+                .as_deref()
+                .and_then(cpu_seconds),
             open_fds: open_fds(),
         }
     }
@@ -37,8 +43,15 @@ impl Process {
 
 /// `VmRSS:     1234 kB` of `/proc/self/status`.
 fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// User and system time of `/proc/self/stat`: fields 14 and 15, counted behind the name, which may hold anything.
@@ -61,9 +74,21 @@ fn open_fds() -> Option<u64> {
 #[must_use]
 pub fn render(shard_count: usize, shards: &[(ShardId, Box<Stats>)], process: &Process) -> String {
     let mut page = Page(String::with_capacity(4096 + 4096 * shards.len()));
-    page.family("shardwire_build_info", "gauge", "Version of the server; always 1.");
-    page.sample("shardwire_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
-    page.family("shardwire_shard_up", "gauge", "1 where the shard answered this scrape.");
+    page.family(
+        "shardwire_build_info",
+        "gauge",
+        "Version of the server; always 1.",
+    );
+    page.sample(
+        "shardwire_build_info",
+        &[("version", &env!("CARGO_PKG_VERSION"))],
+        1,
+    );
+    page.family(
+        "shardwire_shard_up",
+        "gauge",
+        "1 where the shard answered this scrape.",
+    );
     for index in 0..shard_count {
         let up = shards.iter().any(|(shard, _)| shard.index() == index);
         page.sample("shardwire_shard_up", &[("shard", &index)], u8::from(up));
@@ -79,24 +104,90 @@ pub fn render(shard_count: usize, shards: &[(ShardId, Box<Stats>)], process: &Pr
 fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Read = fn(&Stats) -> u64;
     let families: [(&str, &str, &str, Read); 14] = [
-        ("shardwire_connections", "gauge", "WebSocket connections.", |s| s.connections as u64),
-        ("shardwire_channels", "gauge", "Channels with a subscriber on the shard.", |s| s.channels as u64),
-        ("shardwire_home_channels", "gauge", "Channels that the shard orders.", |s| s.home_channels as u64),
-        ("shardwire_subscriptions", "gauge", "Subscriptions of all connections.", |s| s.counters.subscriptions),
-        ("shardwire_outbox_bytes", "gauge", "Bytes that wait for connections to take them.", |s| s.outbox_bytes as u64),
-        ("shardwire_messages_received_total", "counter", "WebSocket messages from clients.", |s| s.counters.messages_in),
-        ("shardwire_received_bytes_total", "counter", "Payload bytes of those messages.", |s| s.counters.bytes_in),
-        ("shardwire_deliveries_total", "counter", "Messages queued for subscribers.", |s| s.counters.deliveries),
-        ("shardwire_queued_bytes_total", "counter", "Bytes queued for connections.", |s| s.counters.bytes_queued),
-        ("shardwire_sent_bytes_total", "counter", "Bytes that the kernel took.", |s| s.counters.bytes_sent),
-        ("shardwire_sends_total", "counter", "Send calls to the kernel.", |s| s.counters.sends),
-        ("shardwire_sends_blocked_total", "counter", "Sends that the kernel did not take whole.", |s| {
-            s.counters.sends_blocked
-        }),
-        ("shardwire_slow_consumers_total", "counter", "Connections ended because they read too slowly.", |s| {
-            closed(&s.counters, "slow_consumer")
-        }),
-        ("shardwire_http_requests_total", "counter", "Requests of the HTTP API.", |s| s.counters.http_requests),
+        (
+            "shardwire_connections",
+            "gauge",
+            "WebSocket connections.",
+            |s| s.connections as u64,
+        ),
+        (
+            "shardwire_channels",
+            "gauge",
+            "Channels with a subscriber on the shard.",
+            |s| s.channels as u64,
+        ),
+        (
+            "shardwire_home_channels",
+            "gauge",
+            "Channels that the shard orders.",
+            |s| s.home_channels as u64,
+        ),
+        (
+            "shardwire_subscriptions",
+            "gauge",
+            "Subscriptions of all connections.",
+            |s| s.counters.subscriptions,
+        ),
+        (
+            "shardwire_outbox_bytes",
+            "gauge",
+            "Bytes that wait for connections to take them.",
+            |s| s.outbox_bytes as u64,
+        ),
+        (
+            "shardwire_messages_received_total",
+            "counter",
+            "WebSocket messages from clients.",
+            |s| s.counters.messages_in,
+        ),
+        (
+            "shardwire_received_bytes_total",
+            "counter",
+            "Payload bytes of those messages.",
+            |s| s.counters.bytes_in,
+        ),
+        (
+            "shardwire_deliveries_total",
+            "counter",
+            "Messages queued for subscribers.",
+            |s| s.counters.deliveries,
+        ),
+        (
+            "shardwire_queued_bytes_total",
+            "counter",
+            "Bytes queued for connections.",
+            |s| s.counters.bytes_queued,
+        ),
+        (
+            "shardwire_sent_bytes_total",
+            "counter",
+            "Bytes that the kernel took.",
+            |s| s.counters.bytes_sent,
+        ),
+        (
+            "shardwire_sends_total",
+            "counter",
+            "Send calls to the kernel.",
+            |s| s.counters.sends,
+        ),
+        (
+            "shardwire_sends_blocked_total",
+            "counter",
+            "Sends that the kernel did not take whole.",
+            |s| s.counters.sends_blocked,
+        ),
+        (
+            "shardwire_slow_consumers_total",
+            "counter",
+            "Connections ended because they read too slowly.",
+            |s| closed(&s.counters, "slow_consumer"),
+        ),
+        (
+            "shardwire_http_requests_total",
+            "counter",
+            "Requests of the HTTP API.",
+            |s| s.counters.http_requests,
+        ),
     ];
     for (name, kind, help, read) in families {
         page.family(name, kind, help);
@@ -107,33 +198,85 @@ fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
 }
 
 fn closed(counters: &Counters, cause: &str) -> u64 {
-    counters.closed.iter().find(|(label, _)| *label == cause).map_or(0, |(_, count)| *count)
+    counters
+        .closed
+        .iter()
+        .find(|(label, _)| *label == cause)
+        .map_or(0, |(_, count)| *count)
 }
 
 /// Several numbers per shard, told apart by a second label.
 fn render_labelled(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Split = fn(&Stats) -> Vec<(String, u64)>;
     let families: [(&str, &str, &str, &str, Split); 6] = [
-        ("shardwire_publishes_total", "counter", "Publishes by what became of them.", "result", |s| {
-            let c = &s.counters;
-            named([("accepted", c.published), ("duplicate", c.duplicates), ("refused", c.publishes_refused)])
-        }),
-        ("shardwire_handshakes_total", "counter", "Connection attempts by what became of them.", "result", |s| {
-            let c = &s.counters;
-            named([("accepted", c.opened), ("refused", c.refused), ("failed", c.heads_failed)])
-        }),
-        ("shardwire_connections_closed_total", "counter", "Connections that ended, by cause.", "cause", |s| {
-            named(s.counters.closed.iter().copied())
-        }),
-        ("shardwire_errors_total", "counter", "Errors told to clients, by code.", "code", |s| {
-            s.counters.errors.iter().map(|(code, count)| (code.to_string(), *count)).collect()
-        }),
-        ("shardwire_mesh_messages_total", "counter", "Messages between shards.", "direction", |s| {
-            named([("in", s.counters.mesh_in), ("out", s.counters.mesh_out)])
-        }),
-        ("shardwire_mesh_pending", "gauge", "Messages that wait for the way to a shard.", "peer", |s| {
-            s.mesh_pending.iter().enumerate().map(|(peer, count)| (peer.to_string(), *count as u64)).collect()
-        }),
+        (
+            "shardwire_publishes_total",
+            "counter",
+            "Publishes by what became of them.",
+            "result",
+            |s| {
+                let c = &s.counters;
+                named([
+                    ("accepted", c.published),
+                    ("duplicate", c.duplicates),
+                    ("refused", c.publishes_refused),
+                ])
+            },
+        ),
+        (
+            "shardwire_handshakes_total",
+            "counter",
+            "Connection attempts by what became of them.",
+            "result",
+            |s| {
+                let c = &s.counters;
+                named([
+                    ("accepted", c.opened),
+                    ("refused", c.refused),
+                    ("failed", c.heads_failed),
+                ])
+            },
+        ),
+        (
+            "shardwire_connections_closed_total",
+            "counter",
+            "Connections that ended, by cause.",
+            "cause",
+            |s| named(s.counters.closed.iter().copied()),
+        ),
+        (
+            "shardwire_errors_total",
+            "counter",
+            "Errors told to clients, by code.",
+            "code",
+            |s| {
+                s.counters
+                    .errors
+                    .iter()
+                    .map(|(code, count)| (code.to_string(), *count))
+                    .collect()
+            },
+        ),
+        (
+            "shardwire_mesh_messages_total",
+            "counter",
+            "Messages between shards.",
+            "direction",
+            |s| named([("in", s.counters.mesh_in), ("out", s.counters.mesh_out)]),
+        ),
+        (
+            "shardwire_mesh_pending",
+            "gauge",
+            "Messages that wait for the way to a shard.",
+            "peer",
+            |s| {
+                s.mesh_pending
+                    .iter()
+                    .enumerate()
+                    .map(|(peer, count)| (peer.to_string(), *count as u64))
+                    .collect()
+            },
+        ),
     ];
     for (name, kind, help, label, split) in families {
         page.family(name, kind, help);
@@ -146,16 +289,25 @@ fn render_labelled(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
 }
 
 fn named<'a>(counts: impl IntoIterator<Item = (&'a str, u64)>) -> Vec<(String, u64)> {
-    counts.into_iter().map(|(label, count)| (label.to_owned(), count)).collect()
+    counts
+        .into_iter()
+        .map(|(label, count)| (label.to_owned(), count))
+        .collect()
 }
 
 fn render_histograms(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Read = fn(&Stats) -> &Histogram;
     let families: [(&str, &str, Read); 2] = [
-        ("shardwire_delivery_seconds", "From acceptance at the home shard until a shard has sent.", |s| {
-            &s.counters.delivery
-        }),
-        ("shardwire_turn_seconds", "Length of the flush that ends a turn.", |s| &s.counters.flush),
+        (
+            "shardwire_delivery_seconds",
+            "From acceptance at the home shard until a shard has sent.",
+            |s| &s.counters.delivery,
+        ),
+        (
+            "shardwire_turn_seconds",
+            "Length of the flush that ends a turn.",
+            |s| &s.counters.flush,
+        ),
     ];
     for (name, help, read) in families {
         page.family(name, "histogram", help);
@@ -171,7 +323,11 @@ fn render_process(page: &mut Page, process: &Process) {
         page.sample("process_resident_memory_bytes", &[], bytes);
     }
     if let Some(seconds) = process.cpu_seconds {
-        page.family("process_cpu_seconds_total", "counter", "User and system time.");
+        page.family(
+            "process_cpu_seconds_total",
+            "counter",
+            "User and system time.",
+        );
         page.sample("process_cpu_seconds_total", &[], seconds);
     }
     if let Some(fds) = process.open_fds {
@@ -192,7 +348,11 @@ impl Page {
     fn sample(&mut self, name: &str, labels: &[(&str, &dyn Display)], value: impl Display) {
         self.0.push_str(name);
         for (at, (label, text)) in labels.iter().enumerate() {
-            let _ = write!(self.0, "{}{label}=\"{text}\"", if at == 0 { '{' } else { ',' });
+            let _ = write!(
+                self.0,
+                "{}{label}=\"{text}\"",
+                if at == 0 { '{' } else { ',' }
+            );
         }
         if !labels.is_empty() {
             self.0.push('}');
@@ -204,14 +364,30 @@ impl Page {
     fn histogram(&mut self, name: &str, shard: ShardId, histogram: &Histogram) {
         let bucket_name = format!("{name}_bucket");
         let mut below = 0;
-        for (index, count) in histogram.buckets.iter().enumerate().take(Histogram::BUCKETS - 1) {
+        for (index, count) in histogram
+            .buckets
+            .iter()
+            .enumerate()
+            .take(Histogram::BUCKETS - 1)
+        {
             below += count;
             let bound = Histogram::bound_us(index) as f64 / 1e6;
             self.sample(&bucket_name, &[("shard", &shard.0), ("le", &bound)], below);
         }
-        self.sample(&bucket_name, &[("shard", &shard.0), ("le", &"+Inf")], histogram.count());
+        self.sample(
+            &bucket_name,
+            &[("shard", &shard.0), ("le", &"+Inf")],
+            histogram.count(),
+        );
         let sum = histogram.sum_us as f64 / 1e6;
         self.sample(&format!("{name}_sum"), &[("shard", &shard.0)], sum);
-        self.sample(&format!("{name}_count"), &[("shard", &shard.0)], histogram.count());
+        self.sample(
+            &format!("{name}_count"),
+            &[("shard", &shard.0)],
+            histogram.count(),
+        );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -217,11 +217,14 @@ fn apply(shards: &Shards, current: &Config, next: &Config, keys: Vec<KeyRecord>)
     if !fixed.is_empty() {
         log::warn!("reload: needs a restart: {}", fixed.join(", "));
     }
-    log::info!("reload: keys, and {}", if live.is_empty() {
-        "no setting changed".to_owned()
-    } else {
-        live.join(", ")
-    });
+    log::info!(
+        "reload: keys, and {}",
+        if live.is_empty() {
+            "no setting changed".to_owned()
+        } else {
+            live.join(", ")
+        }
+    );
     crate::log::set_level(next.log.level);
     let keys = Arc::new(KeyRing::new(keys));
     let options = Arc::new(options(next));

@@ -23,7 +23,10 @@ impl Window {
     /// For `streams` streams with `window` slots each (a power of two).
     pub fn new(streams: usize, window: u32) -> Self {
         debug_assert!(window.is_power_of_two());
-        Self { mask: window - 1, slots: vec![Slot::default(); streams * window as usize] }
+        Self {
+            mask: window - 1,
+            slots: vec![Slot::default(); streams * window as usize],
+        }
     }
 
     /// Counts one arrival; true when it is the `needed`-th.
@@ -53,8 +56,13 @@ impl SharedFlights {
     /// As [`Window::new`].
     pub fn new(streams: usize, window: u32) -> Self {
         debug_assert!(window.is_power_of_two());
-        let slots = (0..streams * window as usize).map(|_| AtomicU64::new(0)).collect();
-        Self { mask: window - 1, slots }
+        let slots = (0..streams * window as usize)
+            .map(|_| AtomicU64::new(0))
+            .collect();
+        Self {
+            mask: window - 1,
+            slots,
+        }
     }
 
     /// Counts one thread; true when it is the `needed`-th.

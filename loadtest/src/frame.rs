@@ -46,7 +46,11 @@ impl Opcode {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Parsed<'b> {
     /// One frame; `used` bytes of the buffer belong to it.
-    Frame { opcode: Opcode, payload: &'b [u8], used: usize },
+    Frame {
+        opcode: Opcode,
+        payload: &'b [u8],
+        used: usize,
+    },
     /// Not yet a whole frame; at least this many bytes are needed in all.
     Need(usize),
     /// Not a frame that a server may send to this client.
@@ -55,7 +59,9 @@ pub enum Parsed<'b> {
 
 /// Reads the frame at the start of `buf`.
 pub fn parse(buf: &[u8]) -> Parsed<'_> {
-    let [first, second, rest @ ..] = buf else { return Parsed::Need(2) };
+    let [first, second, rest @ ..] = buf else {
+        return Parsed::Need(2);
+    };
     if first & 0x70 != 0 {
         return Parsed::Bad("reserved bits set though no extension was agreed");
     }
@@ -81,9 +87,15 @@ pub fn parse(buf: &[u8]) -> Parsed<'_> {
         },
         short => (2, usize::from(short)),
     };
-    let Some(used) = header.checked_add(len) else { return Parsed::Bad("frame length") };
+    let Some(used) = header.checked_add(len) else {
+        return Parsed::Bad("frame length");
+    };
     match buf.get(header..used) {
-        Some(payload) => Parsed::Frame { opcode, payload, used },
+        Some(payload) => Parsed::Frame {
+            opcode,
+            payload,
+            used,
+        },
         None => Parsed::Need(used),
     }
 }
@@ -148,6 +160,59 @@ pub fn encode_handshake(host: &str, target: &str, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends the answer to a handshake made by [`encode_handshake`], and only to that: it has the same key
+/// every time.
+pub fn encode_accept(out: &mut Vec<u8>) {
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+    );
+    out.extend_from_slice(b"Sec-WebSocket-Accept: ");
+    out.extend_from_slice(HANDSHAKE_ACCEPT);
+    out.extend_from_slice(b"\r\n\r\n");
+}
+
+/// Opcode byte and unmasked payload of the client frame at the start of `buf`, and its length.
+pub fn parse_masked(buf: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
+    let (&first, &second) = (buf.first()?, buf.get(1)?);
+    let (header, len): (usize, usize) = match second & 0x7f {
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes(*buf.get(2..)?.first_chunk()?)),
+        ),
+        127 => (
+            10,
+            u64::from_be_bytes(*buf.get(2..)?.first_chunk()?) as usize,
+        ),
+        short => (2, usize::from(short)),
+    };
+    let mask: [u8; 4] = *buf.get(header..)?.first_chunk()?;
+    let used = header.checked_add(4)?.checked_add(len)?;
+    let payload = buf.get(header + 4..used)?;
+    let payload = payload
+        .iter()
+        .zip(mask.iter().cycle())
+        .map(|(byte, mask)| byte ^ mask)
+        .collect();
+    Some((first, payload, used))
+}
+
+/// Appends an unmasked text frame, as a server sends it.
+pub fn encode_unmasked(payload: &[u8], out: &mut Vec<u8>) {
+    out.push(0x81);
+    match payload.len() {
+        len @ 0..126 => out.push(len as u8),
+        len @ 126..=65_535 => {
+            out.push(126);
+            out.extend_from_slice(&(len as u16).to_be_bytes());
+        }
+        len => {
+            out.push(127);
+            out.extend_from_slice(&(len as u64).to_be_bytes());
+        }
+    }
+    out.extend_from_slice(payload);
+}
+
 /// What a server's answer to the handshake says.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Handshake {
@@ -167,7 +232,9 @@ pub fn parse_handshake(buf: &[u8]) -> Handshake {
     let mut response = httparse::Response::new(&mut headers);
     let used = match response.parse(buf) {
         Ok(httparse::Status::Complete(used)) => used,
-        Ok(httparse::Status::Partial) if buf.len() < RESPONSE_HEAD_BYTES_MAX => return Handshake::Partial,
+        Ok(httparse::Status::Partial) if buf.len() < RESPONSE_HEAD_BYTES_MAX => {
+            return Handshake::Partial;
+        }
         Ok(httparse::Status::Partial) => return Handshake::Bad("response head too long"),
         Err(_) => return Handshake::Bad("not an HTTP response"),
     };
@@ -175,7 +242,10 @@ pub fn parse_handshake(buf: &[u8]) -> Handshake {
         Some(101) => {}
         other => return Handshake::Refused(other.unwrap_or_default()),
     }
-    let accept = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case("sec-websocket-accept"));
+    let accept = response
+        .headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case("sec-websocket-accept"));
     match accept {
         Some(header) if header.value == HANDSHAKE_ACCEPT => Handshake::Accepted(used),
         _ => Handshake::Bad("wrong Sec-WebSocket-Accept"),
@@ -192,23 +262,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn unmask(frame: &[u8]) -> (u8, Vec<u8>) {
-        let header = match frame[1] & 0x7f {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
-        assert_eq!(frame[1] & 0x80, 0x80, "client frames are masked");
-        assert_eq!(&frame[header..header + 4], &MASK);
-        let body = frame[header + 4..].iter().zip(MASK.iter().cycle()).map(|(b, m)| b ^ m).collect();
-        (frame[0], body)
-    }
-
     #[test]
     fn coalesced_frames_come_apart() {
         let buf = [&[0x81, 2, b'h', b'i'][..], &[0x89, 0], &[0x82, 1]].concat();
-        let Parsed::Frame { opcode: Opcode::Text, payload: b"hi", used: 4 } = parse(&buf) else { panic!() };
-        let Parsed::Frame { opcode: Opcode::Ping, payload: b"", used: 2 } = parse(&buf[4..]) else { panic!() };
+        let Parsed::Frame {
+            opcode: Opcode::Text,
+            payload: b"hi",
+            used: 4,
+        } = parse(&buf)
+        else {
+            panic!()
+        };
+        let Parsed::Frame {
+            opcode: Opcode::Ping,
+            payload: b"",
+            used: 2,
+        } = parse(&buf[4..])
+        else {
+            panic!()
+        };
         assert_eq!(parse(&buf[6..]), Parsed::Need(3));
     }
 
@@ -225,10 +297,22 @@ mod tests {
         let ok = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
             sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n\x81\x00";
         assert_eq!(parse_handshake(ok), Handshake::Accepted(ok.len() - 2));
+        let mut accept = Vec::new();
+        encode_accept(&mut accept);
+        assert_eq!(parse_handshake(&accept), Handshake::Accepted(accept.len()));
         assert_eq!(parse_handshake(&ok[..40]), Handshake::Partial);
-        assert_eq!(parse_handshake(b"HTTP/1.1 401 Unauthorized\r\n\r\n"), Handshake::Refused(401));
-        assert!(matches!(parse_handshake(b"HTTP/1.1 101 OK\r\n\r\n"), Handshake::Bad(_)));
-        assert!(matches!(parse_handshake(b"SSH-2.0-x\r\n\r\n"), Handshake::Bad(_)));
+        assert_eq!(
+            parse_handshake(b"HTTP/1.1 401 Unauthorized\r\n\r\n"),
+            Handshake::Refused(401)
+        );
+        assert!(matches!(
+            parse_handshake(b"HTTP/1.1 101 OK\r\n\r\n"),
+            Handshake::Bad(_)
+        ));
+        assert!(matches!(
+            parse_handshake(b"SSH-2.0-x\r\n\r\n"),
+            Handshake::Bad(_)
+        ));
     }
 
     proptest! {
@@ -237,19 +321,15 @@ mod tests {
             let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
             let mut out = vec![7; lead];
             encode(Opcode::Binary, &payload, &mut out);
-            let (first, body) = unmask(&out[lead..]);
-            prop_assert_eq!(first, 0x82);
-            prop_assert_eq!(body, payload);
+            prop_assert_eq!(out[lead + 1] & 0x80, 0x80, "client frames are masked");
+            prop_assert_eq!(parse_masked(&out[lead..]), Some((0x82, payload, out.len() - lead)));
+            prop_assert_eq!(parse_masked(&out[lead..out.len() - 1]), None);
         }
 
         #[test]
         fn a_cut_frame_asks_for_its_length(len in prop_oneof![0usize..300, 65_500usize..65_600], cut in 0usize..1000) {
-            let mut frame = match len {
-                0..126 => vec![0x82, len as u8],
-                126..=65_535 => [&[0x82, 126][..], &(len as u16).to_be_bytes()].concat(),
-                _ => [&[0x82, 127][..], &(len as u64).to_be_bytes()].concat(),
-            };
-            frame.resize(frame.len() + len, 1);
+            let mut frame = Vec::new();
+            encode_unmasked(&vec![1; len], &mut frame);
             let cut = cut.min(frame.len() - 1);
             prop_assert!(matches!(parse(&frame[..cut]), Parsed::Need(n) if n > cut && n <= frame.len()));
             let Parsed::Frame { used, payload, .. } = parse(&frame) else { panic!() };

@@ -38,7 +38,8 @@ fn write(report: &Report, output: &OutputOpts) -> anyhow::Result<()> {
     }
     if let Some(path) = &output.json {
         let json = serde_json::to_string_pretty(report).context("cannot encode the report")?;
-        std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(path, json + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if let Some(path) = &output.html {
         let page = html::render(report).context("cannot draw the charts")?;

@@ -31,7 +31,11 @@ impl Span {
     /// At most 60 intervals, none under 100 ms.
     pub fn new(from_ns: u64, duration_ns: u64) -> Self {
         let interval_ns = (duration_ns / 60).max(100_000_000).min(duration_ns.max(1));
-        Self { from_ns, to_ns: from_ns + duration_ns, interval_ns }
+        Self {
+            from_ns,
+            to_ns: from_ns + duration_ns,
+            interval_ns,
+        }
     }
 
     /// Index of the interval that holds `now_ns`.
@@ -55,7 +59,11 @@ pub struct Interval {
 
 impl Default for Interval {
     fn default() -> Self {
-        Self { deliveries: 0, connects: 0, latency: histogram() }
+        Self {
+            deliveries: 0,
+            connects: 0,
+            latency: histogram(),
+        }
     }
 }
 
@@ -97,7 +105,11 @@ impl Meter {
     /// Sets the window; what was recorded under another one is dropped.
     pub fn start(&mut self, span: Span) {
         let count = (span.to_ns - span.from_ns).div_ceil(span.interval_ns.max(1)) as usize;
-        *self = Self { span, intervals: vec![Interval::default(); count], ..Self::default() };
+        *self = Self {
+            span,
+            intervals: vec![Interval::default(); count],
+            ..Self::default()
+        };
     }
 
     /// The window.
@@ -149,7 +161,8 @@ impl Meter {
     /// Adds what another thread measured in the same window.
     pub fn merge(&mut self, other: &Self) {
         if self.intervals.len() < other.intervals.len() {
-            self.intervals.resize(other.intervals.len(), Interval::default());
+            self.intervals
+                .resize(other.intervals.len(), Interval::default());
             self.span = other.span;
         }
         for (mine, theirs) in self.intervals.iter_mut().zip(&other.intervals) {
@@ -183,13 +196,32 @@ mod tests {
         let mut meter = Meter::default();
         meter.delivery(5);
         meter.start(Span::new(1_000_000_000, 1_000_000_000));
-        for (now, latency) in [(999_999_999, 1), (1_000_000_000, 2), (1_950_000_000, 3), (2_000_000_000, 4)] {
+        for (now, latency) in [
+            (999_999_999, 1),
+            (1_000_000_000, 2),
+            (1_950_000_000, 3),
+            (2_000_000_000, 4),
+        ] {
             meter.enter(now);
             meter.delivery(latency);
             meter.publish();
         }
-        assert_eq!(meter.intervals.iter().map(|i| i.deliveries).collect::<Vec<_>>(), [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!((meter.published, meter.latency().min(), meter.latency().max()), (2, 2, 3));
+        assert_eq!(
+            meter
+                .intervals
+                .iter()
+                .map(|i| i.deliveries)
+                .collect::<Vec<_>>(),
+            [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+        );
+        assert_eq!(
+            (
+                meter.published,
+                meter.latency().min(),
+                meter.latency().max()
+            ),
+            (2, 2, 3)
+        );
     }
 
     #[test]
@@ -202,7 +234,10 @@ mod tests {
         b.ack(7);
         a.merge(&b);
         a.merge(&b);
-        assert_eq!((a.latency().len(), a.acked, a.intervals[0].deliveries), (2, 2, 2));
+        assert_eq!(
+            (a.latency().len(), a.acked, a.intervals[0].deliveries),
+            (2, 2, 2)
+        );
     }
 
     #[test]

@@ -34,7 +34,13 @@ impl Sources {
     pub fn new(addresses: u8, index: usize, threads: usize) -> Self {
         let share = (PORT_MAX - PORT_MIN) / threads as u16;
         let first_port = PORT_MIN + share * index as u16;
-        Self { addresses, next_address: 0, first_port, last_port: first_port + share - 1, next_port: first_port }
+        Self {
+            addresses,
+            next_address: 0,
+            first_port,
+            last_port: first_port + share - 1,
+            next_port: first_port,
+        }
     }
 
     /// Source addresses that `connections` need.
@@ -49,18 +55,29 @@ impl Sources {
         if self.addresses == 0 {
             return None;
         }
-        let source = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2 + self.next_address), self.next_port);
+        let source = SocketAddrV4::new(
+            Ipv4Addr::new(127, 0, 0, 2 + self.next_address),
+            self.next_port,
+        );
         self.next_address += 1;
         if self.next_address == self.addresses {
             self.next_address = 0;
-            self.next_port = if self.next_port >= self.last_port { self.first_port } else { self.next_port + 1 };
+            self.next_port = if self.next_port >= self.last_port {
+                self.first_port
+            } else {
+                self.next_port + 1
+            };
         }
         Some(source)
     }
 
     /// Starts to connect to `target`.
     pub fn connect(&mut self, target: SocketAddr) -> rustix::io::Result<OwnedFd> {
-        let family = if target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let family = if target.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let fd = net::socket_with(family, SocketType::STREAM, flags, None)?;
         sockopt::set_tcp_nodelay(&fd, true)?;
@@ -75,7 +92,9 @@ impl Sources {
 
     fn bind(&mut self, fd: &OwnedFd) -> rustix::io::Result<()> {
         for _ in 0..1000 {
-            let Some(source) = self.next() else { return Ok(()) };
+            let Some(source) = self.next() else {
+                return Ok(());
+            };
             match net::bind(fd, &source) {
                 Err(Errno::ADDRINUSE) => {}
                 other => return other,
@@ -104,11 +123,25 @@ pub fn raise_file_limit(connections: u64) -> anyhow::Result<()> {
         return Ok(());
     }
     let maximum = limit.maximum.map(|maximum| maximum.max(needed));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum });
+    let raised = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(needed),
+            maximum,
+        },
+    );
     raised.with_context(|| {
-        format!("{needed} open files are needed, {:?} allowed; raise with: ulimit -n {needed}", limit.maximum)
+        format!(
+            "{needed} open files are needed, {:?} allowed; raise with: ulimit -n {needed}",
+            limit.maximum
+        )
     })?;
-    ensure!(getrlimit(Resource::Nofile).current.is_none_or(|c| c >= needed), "limit of open files not raised");
+    ensure!(
+        getrlimit(Resource::Nofile)
+            .current
+            .is_none_or(|c| c >= needed),
+        "limit of open files not raised"
+    );
     Ok(())
 }
 

@@ -248,7 +248,10 @@ pub struct TargetOpts {
 impl TargetOpts {
     /// Resolves the URL; refuses hosts other than this one unless allowed.
     pub fn resolve(&self) -> anyhow::Result<(SocketAddr, String)> {
-        let host = self.url.strip_prefix("ws://").or_else(|| self.url.strip_prefix("http://"));
+        let host = self
+            .url
+            .strip_prefix("ws://")
+            .or_else(|| self.url.strip_prefix("http://"));
         let host = host.with_context(|| format!("{}: expected ws://HOST:PORT", self.url))?;
         let host = host.split(['/', '?']).next().unwrap_or_default().to_owned();
         let addr = host
@@ -257,7 +260,9 @@ impl TargetOpts {
             .min_by_key(|addr| !addr.is_ipv4())
             .with_context(|| format!("{host}: no address"))?;
         if !addr.ip().is_loopback() && !self.allow_remote {
-            bail!("{addr} is not this host; give --allow-remote if the server there is yours to measure");
+            bail!(
+                "{addr} is not this host; give --allow-remote if the server there is yours to measure"
+            );
         }
         Ok((addr, host))
     }
@@ -299,7 +304,10 @@ pub struct LoadOpts {
 impl LoadOpts {
     /// Checks what the parser cannot.
     pub fn validate(&self) -> anyhow::Result<()> {
-        ensure!(self.size >= PAYLOAD_BYTES_MIN, "--size: at least {PAYLOAD_BYTES_MIN} bytes");
+        ensure!(
+            self.size >= PAYLOAD_BYTES_MIN,
+            "--size: at least {PAYLOAD_BYTES_MIN} bytes"
+        );
         ensure!((1..=64).contains(&self.threads), "--threads: 1 to 64");
         ensure!(!self.duration.is_zero(), "--duration: more than 0");
         ensure!(self.connect_window > 0, "--connect-window: at least 1");
@@ -354,7 +362,10 @@ impl Scenario {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| format!("{text}: not a number of seconds"))?;
+    let seconds: f64 = text
+        .trim_end_matches('s')
+        .parse()
+        .map_err(|_| format!("{text}: not a number of seconds"))?;
     Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text}: {e}"))
 }
 
@@ -378,7 +389,11 @@ mod tests {
         assert!(target(&[]).resolve().is_ok());
         assert!(target(&["--url", "ws://127.9.9.9:1"]).resolve().is_ok());
         assert!(target(&["--url", "ws://192.0.2.1:80"]).resolve().is_err());
-        assert!(target(&["--url", "ws://192.0.2.1:80", "--allow-remote"]).resolve().is_ok());
+        assert!(
+            target(&["--url", "ws://192.0.2.1:80", "--allow-remote"])
+                .resolve()
+                .is_ok()
+        );
         assert!(target(&["--url", "127.0.0.1:80"]).resolve().is_err());
     }
 

@@ -43,7 +43,8 @@ impl OrderCheck {
     /// first); returns the index of the first.
     pub fn add_cells(&mut self, cells: usize, from_first: bool) -> usize {
         let base = self.next.len();
-        self.next.resize(base + cells, if from_first { UNSET } else { 0 });
+        self.next
+            .resize(base + cells, if from_first { UNSET } else { 0 });
         base
     }
 
@@ -63,7 +64,8 @@ impl OrderCheck {
         let key = cell as u32;
         if seq > next {
             let room = HOLES_MAX.saturating_sub(self.holes.len()) as u32;
-            self.holes.extend((next..seq.min(next.saturating_add(room))).map(|hole| (key, hole)));
+            self.holes
+                .extend((next..seq.min(next.saturating_add(room))).map(|hole| (key, hole)));
             self.next[cell] = seq.saturating_add(1);
             self.unique += 1;
             return Arrival::Ahead;
@@ -93,10 +95,24 @@ mod tests {
         let mut check = OrderCheck::default();
         let cell = check.add_cells(2, false);
         assert_eq!(cell, 0);
-        let seen: Vec<_> = [0, 1, 4, 2, 2, 4, 5].into_iter().map(|seq| check.record(cell, seq)).collect();
+        let seen: Vec<_> = [0, 1, 4, 2, 2, 4, 5]
+            .into_iter()
+            .map(|seq| check.record(cell, seq))
+            .collect();
         use Arrival::{Ahead, Duplicate, InOrder, Late};
-        assert_eq!(seen, [InOrder, InOrder, Ahead, Late, Duplicate, Duplicate, InOrder]);
-        assert_eq!((check.unique, check.duplicated, check.out_of_order, check.holes()), (5, 2, 1, 1));
+        assert_eq!(
+            seen,
+            [InOrder, InOrder, Ahead, Late, Duplicate, Duplicate, InOrder]
+        );
+        assert_eq!(
+            (
+                check.unique,
+                check.duplicated,
+                check.out_of_order,
+                check.holes()
+            ),
+            (5, 2, 1, 1)
+        );
         assert_eq!(check.record(1, 0), InOrder);
     }
 

@@ -72,7 +72,11 @@ pub struct Churn {
 impl Churn {
     /// Connections that exist at most; 0 means that there is no churn.
     pub fn slots(&self) -> u32 {
-        if self.window == 0 { 0 } else { self.hold + self.window }
+        if self.window == 0 {
+            0
+        } else {
+            self.hold + self.window
+        }
     }
 }
 
@@ -116,11 +120,16 @@ impl Plan {
             Some(shared) => shared.min(group.channels),
             None => group.publishers * group.channels,
         };
-        self.publishers.extend((0..publishers).map(|_| Publisher { via: group.via, streams: Vec::new() }));
+        self.publishers.extend((0..publishers).map(|_| Publisher {
+            via: group.via,
+            streams: Vec::new(),
+        }));
         for index in 0..group.channels {
             let first_stream = self.streams.len() as u32;
             let of_channel = match group.shared_publishers {
-                Some(_) => first_publisher + index % publishers..first_publisher + index % publishers + 1,
+                Some(_) => {
+                    first_publisher + index % publishers..first_publisher + index % publishers + 1
+                }
                 None => {
                     let first = first_publisher + index * group.publishers;
                     first..first + group.publishers
@@ -129,7 +138,11 @@ impl Plan {
             for publisher in of_channel {
                 let stream = self.streams.len() as u32;
                 let channel = self.channels.len() as u32;
-                self.streams.push(Stream { channel, publisher, pace: group.pace });
+                self.streams.push(Stream {
+                    channel,
+                    publisher,
+                    pace: group.pace,
+                });
                 self.publishers[publisher as usize].streams.push(stream);
             }
             self.channels.push(Channel {
@@ -163,12 +176,19 @@ impl Plan {
     /// The thread, of `threads`, that holds subscriber `index` (counted over the plan) of `channel`.
     pub fn thread_of_subscriber(&self, channel: u32, index: u64, threads: usize) -> usize {
         // A small channel stays on one thread, so that its completions need no other thread.
-        if self.channels.len() >= threads * 4 { channel as usize % threads } else { (index % threads as u64) as usize }
+        if self.channels.len() >= threads * 4 {
+            channel as usize % threads
+        } else {
+            (index % threads as u64) as usize
+        }
     }
 
     /// The thread, of `threads`, that holds `publisher`.
     pub fn thread_of_publisher(&self, publisher: u32, threads: usize) -> usize {
-        let channel = self.publishers[publisher as usize].streams.first().map(|&s| self.streams[s as usize].channel);
+        let channel = self.publishers[publisher as usize]
+            .streams
+            .first()
+            .map(|&s| self.streams[s as usize].channel);
         match channel {
             Some(channel) if self.channels.len() >= threads * 4 => channel as usize % threads,
             _ => publisher as usize % threads,
@@ -196,7 +216,14 @@ mod tests {
     fn own_publishers_each_have_one_stream() {
         let mut plan = Plan::default();
         plan.add(&group(5, 2, None));
-        assert_eq!((plan.streams.len(), plan.publishers.len(), plan.subscribers()), (10, 10, 15));
+        assert_eq!(
+            (
+                plan.streams.len(),
+                plan.publishers.len(),
+                plan.subscribers()
+            ),
+            (10, 10, 15)
+        );
         for (index, channel) in plan.channels.iter().enumerate() {
             for s in channel.streams.clone() {
                 let stream = plan.streams[s as usize];
@@ -223,7 +250,11 @@ mod tests {
         plan.add(&group(8, 1, None));
         for channel in 0..8 {
             let home = plan.thread_of_publisher(channel, 2);
-            assert!((0..3).all(|i| plan.thread_of_subscriber(channel, u64::from(channel) * 3 + i, 2) == home));
+            assert!((0..3).all(|i| plan.thread_of_subscriber(
+                channel,
+                u64::from(channel) * 3 + i,
+                2
+            ) == home));
         }
     }
 }

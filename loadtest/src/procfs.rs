@@ -34,23 +34,35 @@ pub fn cpu(pids: &[u32]) -> Cpu {
         let threads = thread_cpu(pid);
         let precise: u64 = threads.iter().map(|t| t.cpu_ns).sum();
         // Ended threads are missing from the precise sum and included in the coarse one.
-        let coarse = fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|s| parse_stat(&s));
+        let coarse = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .ok()
+            .and_then(|s| parse_stat(&s));
         let tick_ns = 1_000_000_000 / TICKS_PER_SECOND;
         let coarse_ns = coarse.unwrap_or(0) * tick_ns;
         let error_ns = tick_ns * (threads.len() as u64 + 1) * 2;
-        all.total_ns += if coarse_ns > precise + precise / 20 + error_ns { coarse_ns } else { precise.max(1) };
+        all.total_ns += if coarse_ns > precise + precise / 20 + error_ns {
+            coarse_ns
+        } else {
+            precise.max(1)
+        };
         all.threads.extend(threads);
     }
     all
 }
 
 fn thread_cpu(pid: u32) -> Vec<ThreadCpu> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
     let of_task = |task: fs::DirEntry| {
         let tid = task.file_name().to_str()?.parse().ok()?;
         let schedstat = fs::read_to_string(task.path().join("schedstat")).ok()?;
         let name = fs::read_to_string(task.path().join("comm")).ok()?;
-        Some(ThreadCpu { tid, name: name.trim_end().to_owned(), cpu_ns: parse_schedstat(&schedstat)? })
+        Some(ThreadCpu {
+            tid,
+            name: name.trim_end().to_owned(),
+            cpu_ns: parse_schedstat(&schedstat)?,
+        })
     };
     tasks.flatten().filter_map(of_task).collect()
 }
@@ -74,7 +86,11 @@ pub fn rss_bytes(pids: &[u32]) -> u64 {
     let of_pid = |pid: &u32| {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok();
         let rollup = rollup.and_then(|text| parse_kib(&text, "Rss:"));
-        let status = || fs::read_to_string(format!("/proc/{pid}/status")).ok().and_then(|t| parse_kib(&t, "VmRSS:"));
+        let status = || {
+            fs::read_to_string(format!("/proc/{pid}/status"))
+                .ok()
+                .and_then(|t| parse_kib(&t, "VmRSS:"))
+        };
         rollup.or_else(status).unwrap_or(0) * 1024
     };
     pids.iter().map(of_pid).sum()
@@ -112,12 +128,22 @@ impl Machine {
     /// This machine.
     pub fn read() -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpuinfo.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split_once(':'));
+        let model = cpuinfo
+            .lines()
+            .find(|l| l.starts_with("model name"))
+            .and_then(|l| l.split_once(':'));
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         Self {
             cpu: model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned()),
-            cores: cpuinfo.lines().filter(|l| l.starts_with("processor")).count().max(1),
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            cores: cpuinfo
+                .lines()
+                .filter(|l| l.starts_with("processor"))
+                .count()
+                .max(1),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
             memory_bytes: parse_kib(&meminfo, "MemTotal:").unwrap_or(0) * 1024,
         }
     }
@@ -133,7 +159,10 @@ mod tests {
         assert_eq!(parse_stat(stat), Some(200));
         assert_eq!(parse_stat("7 (x"), None);
         assert_eq!(parse_schedstat("123456 789 10\n"), Some(123_456));
-        assert_eq!(parse_kib("Pss: 1 kB\nRss:      2048 kB\n", "Rss:"), Some(2048));
+        assert_eq!(
+            parse_kib("Pss: 1 kB\nRss:      2048 kB\n", "Rss:"),
+            Some(2048)
+        );
     }
 
     #[test]

@@ -32,13 +32,19 @@ pub fn run(scenario: &Scenario, command: &[String]) -> anyhow::Result<Report> {
     let common = scenario.common();
     common.load.validate()?;
     let (target, host) = common.target.resolve()?;
-    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let started = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let nonce = format!("{:x}", started.as_micros() as u64 & 0xffff_ffff_ffff);
     let adapter = Adapter::new(&common.target, &nonce);
     let plan = scenario::plan(scenario, &adapter, &adapter.channel_prefix(&nonce))?;
     let connections = plan.connections() + u64::from(plan.churn.slots());
     net::raise_file_limit(connections)?;
-    let wanted_sources = if common.load.sources > 0 { common.load.sources } else { Sources::needed(connections) };
+    let wanted_sources = if common.load.sources > 0 {
+        common.load.sources
+    } else {
+        Sources::needed(connections)
+    };
     let settings = Settings {
         target,
         host,
@@ -46,11 +52,19 @@ pub fn run(scenario: &Scenario, command: &[String]) -> anyhow::Result<Report> {
         size: common.load.size,
         threads: common.load.threads,
         cpus: common.load.cpu.clone(),
-        sources: if net::is_ipv4_loopback(target) { wanted_sources } else { 0 },
+        sources: if net::is_ipv4_loopback(target) {
+            wanted_sources
+        } else {
+            0
+        },
         connect_window: common.load.connect_window,
     };
     let about = About {
-        title: common.output.title.clone().unwrap_or_else(|| scenario.name().to_owned()),
+        title: common
+            .output
+            .title
+            .clone()
+            .unwrap_or_else(|| scenario.name().to_owned()),
         scenario: scenario.name().to_owned(),
         protocol: common.target.protocol.name().to_owned(),
         url: common.target.url.clone(),
@@ -76,13 +90,18 @@ pub fn run(scenario: &Scenario, command: &[String]) -> anyhow::Result<Report> {
                 .context("cannot start a generator thread")
         };
         let handles: anyhow::Result<Vec<_>> = (0..shared.settings.threads).map(spawn).collect();
-        let driven = handles.as_ref().map_err(|_| ()).and_then(|_| Ok(coordinator.drive()));
+        let driven = handles.as_ref().map(|_| coordinator.drive());
+        let driven = driven.unwrap_or_else(|error| Err(anyhow::anyhow!("{error:#}")));
         shared.set_phase(Phase::Exit);
         let join = |handle: thread::ScopedJoinHandle<'_, Outcome>| {
-            handle.join().map_err(|_| anyhow::anyhow!("a generator thread panicked"))
+            handle
+                .join()
+                .map_err(|_| anyhow::anyhow!("a generator thread panicked"))
         };
-        let outcomes = handles?.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()?;
-        let Ok(driven) = driven else { bail!("no generator thread") };
+        let outcomes = handles?
+            .into_iter()
+            .map(join)
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let samples = match driven {
             Ok(samples) => samples,
             Err(error) => return Err(with_samples(error, &outcomes)),
@@ -95,8 +114,16 @@ pub fn run(scenario: &Scenario, command: &[String]) -> anyhow::Result<Report> {
 
 /// Adds what the threads saw to an error that only says that something did not happen.
 fn with_samples(error: anyhow::Error, outcomes: &[Outcome]) -> anyhow::Error {
-    let samples: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.tallies.samples).cloned().collect();
-    if samples.is_empty() { error } else { error.context(samples.join("; ")) }
+    let samples: Vec<_> = outcomes
+        .iter()
+        .flat_map(|outcome| &outcome.tallies.samples)
+        .cloned()
+        .collect();
+    if samples.is_empty() {
+        error
+    } else {
+        error.context(samples.join("; "))
+    }
 }
 
 fn blank_secrets(command: &[String]) -> String {
@@ -119,6 +146,7 @@ fn blank_secrets(command: &[String]) -> String {
 #[derive(Default)]
 struct Samples {
     seconds: f64,
+    /// (seconds into the window, CPU nanoseconds, resident bytes) at each look.
     server: Vec<(f64, u64, u64)>,
     server_threads: [Vec<ThreadCpu>; 2],
     own_threads: [Vec<ThreadCpu>; 2],
@@ -141,7 +169,13 @@ impl<'r> Coordinator<'r> {
     fn new(shared: &'r Shared, scenario: &'r Scenario) -> Self {
         let common = scenario.common();
         let pids = &common.load.server_pid;
-        Self { shared, scenario, pids, progress: Progress::new(common.output.quiet), rss_before: procfs::rss_bytes(pids) }
+        Self {
+            shared,
+            scenario,
+            pids,
+            progress: Progress::new(common.output.quiet),
+            rss_before: procfs::rss_bytes(pids),
+        }
     }
 
     fn drive(&self) -> anyhow::Result<Samples> {
@@ -176,7 +210,10 @@ impl<'r> Coordinator<'r> {
                 return Ok(());
             }
             self.check_failure()?;
-            ensure!(start.elapsed() < timeout, "only {ready} of {connections} connections ready after {timeout:?}");
+            ensure!(
+                start.elapsed() < timeout,
+                "only {ready} of {connections} connections ready after {timeout:?}"
+            );
             thread::sleep(POLL.min(Duration::from_millis(2)));
         }
     }
@@ -203,23 +240,34 @@ impl<'r> Coordinator<'r> {
                 thread::sleep(pause);
                 self.check_failure()?;
                 let seconds = now_ns.saturating_sub(span.from_ns) as f64 / 1e9;
-                self.progress.running(seconds, duration.as_secs_f64(), self.shared);
+                self.progress
+                    .running(seconds, duration.as_secs_f64(), self.shared);
                 continue;
             }
-            self.sample(samples, now_ns.saturating_sub(span.from_ns), next_ns == span.from_ns, next_ns >= span.to_ns);
+            self.sample(
+                samples,
+                now_ns.saturating_sub(span.from_ns),
+                next_ns == span.from_ns,
+                next_ns >= span.to_ns,
+            );
             if next_ns >= span.to_ns {
                 break;
             }
             next_ns = (next_ns + span.interval_ns).min(span.to_ns);
         }
+        samples.seconds = duration.as_secs_f64();
         samples.rss_after = procfs::rss_bytes(self.pids);
         Ok(())
     }
 
+    /// One look at the server; also at the threads when it is the `first` or the `last` of the window.
     fn sample(&self, samples: &mut Samples, at_ns: u64, first: bool, last: bool) {
         let server = procfs::cpu(self.pids);
-        samples.server.push((at_ns as f64 / 1e9, server.total_ns, procfs::rss_bytes_quick(self.pids)));
-        samples.seconds = at_ns as f64 / 1e9;
+        samples.server.push((
+            at_ns as f64 / 1e9,
+            server.total_ns,
+            procfs::rss_bytes_quick(self.pids),
+        ));
         let edge = if first { Some(0) } else { last.then_some(1) };
         if let Some(edge) = edge {
             samples.server_threads[edge] = server.threads;
@@ -231,7 +279,11 @@ impl<'r> Coordinator<'r> {
         let connections = self.shared.plan.connections();
         let start_ns = self.shared.now_ns();
         // One window over all rounds, whose end is not known before.
-        self.shared.set_span(Span { from_ns: start_ns, to_ns: u64::MAX / 2, interval_ns: u64::MAX / 2 });
+        self.shared.set_span(Span {
+            from_ns: start_ns,
+            to_ns: u64::MAX / 2,
+            interval_ns: u64::MAX / 2,
+        });
         self.sample(samples, 0, true, false);
         for round in 1..=rounds {
             self.progress.round(round, rounds);
@@ -243,8 +295,13 @@ impl<'r> Coordinator<'r> {
             let probes = self.shared.plan.streams.len() as u64;
             let wanted = self.shared.completed.load(Ordering::Acquire) + probes;
             self.phase(Phase::Probe)?;
-            let served = self.wait_for(Duration::from_secs(10), || self.shared.completed.load(Ordering::Acquire) >= wanted);
-            ensure!(served, "round {round}: the message after the return did not reach everybody within 10 s");
+            let served = self.wait_for(Duration::from_secs(10), || {
+                self.shared.completed.load(Ordering::Acquire) >= wanted
+            });
+            ensure!(
+                served,
+                "round {round}: the message after the return did not reach everybody within 10 s"
+            );
             samples.rounds.push(Round {
                 ready_ms,
                 served_ms: start.elapsed().as_secs_f64() * 1e3,
@@ -252,7 +309,9 @@ impl<'r> Coordinator<'r> {
             });
             thread::sleep(SETTLE);
         }
-        self.sample(samples, self.shared.now_ns() - start_ns, false, true);
+        let end_ns = self.shared.now_ns() - start_ns;
+        self.sample(samples, end_ns, false, true);
+        samples.seconds = end_ns as f64 / 1e9;
         samples.rss_after = procfs::rss_bytes(self.pids);
         Ok(())
     }
@@ -260,7 +319,9 @@ impl<'r> Coordinator<'r> {
     fn phase(&self, phase: Phase) -> anyhow::Result<()> {
         self.shared.set_phase(phase);
         let threads = self.shared.settings.threads as u32;
-        let done = self.wait_for(Duration::from_secs(30), || self.shared.acks.load(Ordering::Acquire) >= threads);
+        let done = self.wait_for(Duration::from_secs(30), || {
+            self.shared.acks.load(Ordering::Acquire) >= threads
+        });
         ensure!(done, "the generator threads did not reach phase {phase:?}");
         Ok(())
     }
@@ -283,14 +344,19 @@ impl<'r> Coordinator<'r> {
         self.shared.set_phase(Phase::Drain);
         let threads = self.shared.settings.threads as u32;
         let start = Instant::now();
-        let mut last = (self.shared.delivered.load(Ordering::Relaxed), Instant::now());
+        let mut last = (
+            self.shared.delivered.load(Ordering::Relaxed),
+            Instant::now(),
+        );
         while self.shared.acks.load(Ordering::Acquire) < threads {
             thread::sleep(POLL);
             let delivered = self.shared.delivered.load(Ordering::Relaxed);
             if delivered != last.0 {
                 last = (delivered, Instant::now());
             }
-            if last.1.elapsed() > DRAIN_QUIET || start.elapsed() > self.scenario.common().load.timeout {
+            if last.1.elapsed() > DRAIN_QUIET
+                || start.elapsed() > self.scenario.common().load.timeout
+            {
                 break;
             }
         }
@@ -307,7 +373,9 @@ fn thread_difference(samples: &[Vec<ThreadCpu>; 2]) -> Vec<ThreadCpu> {
     let mut threads = samples[1].clone();
     for thread in &mut threads {
         let before = samples[0].iter().find(|before| before.tid == thread.tid);
-        thread.cpu_ns = thread.cpu_ns.saturating_sub(before.map_or(0, |before| before.cpu_ns));
+        thread.cpu_ns = thread
+            .cpu_ns
+            .saturating_sub(before.map_or(0, |before| before.cpu_ns));
     }
     threads.sort_by_key(|thread| std::cmp::Reverse(thread.cpu_ns));
     threads
@@ -317,13 +385,22 @@ impl Samples {
     fn into_report(self, about: About, outcomes: Vec<Outcome>, pids: &[u32]) -> Report {
         let mut report = Report::new(about, self.seconds, outcomes);
         let own = thread_difference(&self.own_threads);
-        let generators = own.iter().filter(|thread| thread.name.starts_with(THREAD_NAME));
-        report.generator_cpu_percent =
-            generators.map(|thread| thread.cpu_ns as f64 / 1e7 / self.seconds.max(1e-9)).collect();
+        let generators = own
+            .iter()
+            .filter(|thread| thread.name.starts_with(THREAD_NAME));
+        report.generator_cpu_percent = generators
+            .map(|thread| thread.cpu_ns as f64 / 1e7 / self.seconds.max(1e-9))
+            .collect();
         report.rounds = self.rounds.clone();
-        for (point, pair) in report.series.iter_mut().zip(self.server.windows(2)).filter(|_| !pids.is_empty()) {
+        for (point, pair) in report
+            .series
+            .iter_mut()
+            .zip(self.server.windows(2))
+            .filter(|_| !pids.is_empty())
+        {
             let seconds = (pair[1].0 - pair[0].0).max(1e-9);
-            point.server_cpu_percent = Some(pair[1].1.saturating_sub(pair[0].1) as f64 / 1e7 / seconds);
+            point.server_cpu_percent =
+                Some(pair[1].1.saturating_sub(pair[0].1) as f64 / 1e7 / seconds);
             point.server_rss_bytes = Some(pair[1].2);
         }
         if !self.rounds.is_empty() {
@@ -335,22 +412,33 @@ impl Samples {
         report
     }
 
+    /// Server CPU in the window. Samples are taken a little late, so the time between them is scaled to it.
+    fn server_cpu_ns(&self) -> f64 {
+        let (Some(first), Some(last)) = (self.server.first(), self.server.last()) else {
+            return 0.0;
+        };
+        let used = last.1.saturating_sub(first.1) as f64;
+        used * self.seconds / (last.0 - first.0).max(1e-9)
+    }
+
     fn server(&self, report: &Report, pids: &[u32]) -> Server {
-        let edge = |sample: Option<&(f64, u64, u64)>| sample.map_or(0, |sample| sample.1);
-        let cpu_ns = edge(self.server.last()).saturating_sub(edge(self.server.first()));
-        let per = |count: u64| (count > 0).then(|| cpu_ns as f64 / 1e3 / count as f64);
+        let cpu_ns = self.server_cpu_ns();
+        let per =
+            |count: u64, wanted: bool| (wanted && count > 0).then(|| cpu_ns / 1e3 / count as f64);
+        let is_connecting = matches!(report.about.scenario.as_str(), "storm" | "reconnect");
         let growth = self.rss_connected.saturating_sub(self.rss_before) as f64;
         Server {
             pids: pids.to_vec(),
-            cpu_s: cpu_ns as f64 / 1e9,
-            cpu_percent: cpu_ns as f64 / 1e7 / self.seconds.max(1e-9),
-            cpu_us_per_delivery: per(report.deliveries),
-            cpu_us_per_publish: per(report.published),
-            cpu_us_per_connect: per(report.connects),
+            cpu_s: cpu_ns / 1e9,
+            cpu_percent: cpu_ns / 1e7 / self.seconds.max(1e-9),
+            cpu_us_per_delivery: per(report.deliveries, !is_connecting),
+            cpu_us_per_publish: per(report.published, !is_connecting),
+            cpu_us_per_connect: per(report.connects, is_connecting),
             rss_before_bytes: self.rss_before,
             rss_connected_bytes: self.rss_connected,
             rss_after_bytes: self.rss_after,
-            rss_per_connection_bytes: (self.connections > 0).then(|| growth / self.connections as f64),
+            rss_per_connection_bytes: (self.connections > 0)
+                .then(|| growth / self.connections as f64),
             threads: thread_difference(&self.server_threads),
         }
     }
@@ -358,7 +446,10 @@ impl Samples {
 
 /// Whether `plan` has something to do.
 pub(crate) fn ensure_useful(plan: &Plan) -> anyhow::Result<()> {
-    ensure!(plan.connections() > 0 || plan.churn.slots() > 0, "no connection asked for");
+    ensure!(
+        plan.connections() > 0 || plan.churn.slots() > 0,
+        "no connection asked for"
+    );
     Ok(())
 }
 
@@ -368,15 +459,38 @@ mod tests {
 
     #[test]
     fn secrets_do_not_reach_the_report() {
-        let words = ["lt", "fanout", "--key", "abc", "--server-key=def", "-n", "5", "--secret", "--x"];
+        let words = [
+            "lt",
+            "fanout",
+            "--key",
+            "abc",
+            "--server-key=def",
+            "-n",
+            "5",
+            "--secret",
+            "--x",
+        ];
         let command: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-        assert_eq!(blank_secrets(&command), "lt fanout --key *** --server-key=*** -n 5 --secret ***");
+        assert_eq!(
+            blank_secrets(&command),
+            "lt fanout --key *** --server-key=*** -n 5 --secret ***"
+        );
     }
 
     #[test]
     fn thread_times_are_differences() {
-        let thread = |tid, cpu_ns| ThreadCpu { tid, name: "t".into(), cpu_ns };
+        let thread = |tid, cpu_ns| ThreadCpu {
+            tid,
+            name: "t".into(),
+            cpu_ns,
+        };
         let difference = thread_difference(&[vec![thread(1, 5)], vec![thread(1, 8), thread(2, 4)]]);
-        assert_eq!(difference.iter().map(|t| (t.tid, t.cpu_ns)).collect::<Vec<_>>(), [(2, 4), (1, 3)]);
+        assert_eq!(
+            difference
+                .iter()
+                .map(|t| (t.tid, t.cpu_ns))
+                .collect::<Vec<_>>(),
+            [(2, 4), (1, 3)]
+        );
     }
 }

@@ -31,7 +31,12 @@ pub fn plan(scenario: &Scenario, adapter: &Adapter, prefix: &str) -> anyhow::Res
         Scenario::Channels(opts) => plan.add(&channels(opts, adapter, group)?),
         Scenario::Storm(opts) => {
             plan.add(&group);
-            plan.churn = Churn { channel: 0, hold: opts.hold, window: opts.window, rate: opts.rate };
+            plan.churn = Churn {
+                channel: 0,
+                hold: opts.hold,
+                window: opts.window,
+                rate: opts.rate,
+            };
         }
         Scenario::Idle(opts) => plan.add(&spread(opts.connections, opts.channels, 0, group)?),
         Scenario::Reconnect(opts) => plan.add(&spread(opts.connections, opts.channels, 1, group)?),
@@ -39,7 +44,7 @@ pub fn plan(scenario: &Scenario, adapter: &Adapter, prefix: &str) -> anyhow::Res
             ensure_http(adapter)?;
             ensure!(opts.channels > 0, "--channels: at least 1");
             let publishers = opts.publishers.div_ceil(opts.channels);
-            let pace = pace(opts.rate, publishers * opts.channels, 64)?;
+            let pace = pace(opts.rate, publishers * opts.channels, 1)?;
             plan.add(&Group {
                 channels: opts.channels,
                 subscribers: opts.subscribers,
@@ -61,8 +66,15 @@ fn channels(opts: &Channels, adapter: &Adapter, group: Group) -> anyhow::Result<
         opts.shared_publishers.is_none() || !adapter.is_bound_to_channel(),
         "--shared-publishers: a connection of this protocol publishes to one channel only"
     );
-    ensure!(opts.shared_publishers != Some(0), "--shared-publishers: at least 1");
-    let publishers = if opts.shared_publishers.is_some() { 1 } else { opts.publishers };
+    ensure!(
+        opts.shared_publishers != Some(0),
+        "--shared-publishers: at least 1"
+    );
+    let publishers = if opts.shared_publishers.is_some() {
+        1
+    } else {
+        opts.publishers
+    };
     Ok(Group {
         channels: opts.channels,
         subscribers: opts.subscribers,
@@ -75,8 +87,16 @@ fn channels(opts: &Channels, adapter: &Adapter, group: Group) -> anyhow::Result<
 
 /// `connections` over `channels`, as even as whole numbers allow without a rest.
 fn spread(connections: u32, channels: u32, publishers: u32, group: Group) -> anyhow::Result<Group> {
-    ensure!(channels > 0 && connections.is_multiple_of(channels), "--connections must be a multiple of --channels");
-    Ok(Group { channels, subscribers: connections / channels, publishers, ..group })
+    ensure!(
+        channels > 0 && connections.is_multiple_of(channels),
+        "--connections must be a multiple of --channels"
+    );
+    Ok(Group {
+        channels,
+        subscribers: connections / channels,
+        publishers,
+        ..group
+    })
 }
 
 fn mixed(opts: &Mixed, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyhow::Result<()> {
@@ -88,7 +108,12 @@ fn mixed(opts: &Mixed, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyh
         ..group.clone()
     });
     if opts.churn_rate > 0.0 {
-        plan.churn = Churn { channel: 0, hold: 64, window: 256, rate: Some(opts.churn_rate) };
+        plan.churn = Churn {
+            channel: 0,
+            hold: 64,
+            window: 256,
+            rate: Some(opts.churn_rate),
+        };
     }
     if opts.channels > 0 {
         plan.add(&Group {
@@ -114,7 +139,10 @@ fn mixed(opts: &Mixed, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyh
 }
 
 fn ensure_http(adapter: &Adapter) -> anyhow::Result<()> {
-    ensure!(!matches!(adapter, Adapter::Nats(_)), "NATS has no HTTP API to publish with");
+    ensure!(
+        !matches!(adapter, Adapter::Nats(_)),
+        "NATS has no HTTP API to publish with"
+    );
     Ok(())
 }
 
@@ -139,7 +167,11 @@ pub fn open_rate(scenario: &Scenario) -> Option<f64> {
         Scenario::Channels(o) => o.rate,
         Scenario::Http(o) => o.rate,
         Scenario::Mixed(o) => {
-            let http = if o.common.target.protocol == Protocol::Nats { 0.0 } else { o.http_rate.max(0.0) };
+            let http = if o.common.target.protocol == Protocol::Nats {
+                0.0
+            } else {
+                o.http_rate.max(0.0)
+            };
             Some(o.rate + http + if o.channels > 0 { o.channel_rate } else { 0.0 })
         }
         Scenario::Storm(_) | Scenario::Idle(_) | Scenario::Reconnect(_) => None,
@@ -149,18 +181,25 @@ pub fn open_rate(scenario: &Scenario) -> Option<f64> {
 /// The load in words.
 pub fn load_text(scenario: &Scenario) -> String {
     let size = scenario.common().load.size;
-    let closed = |in_flight| format!("closed loop, {in_flight} in flight per publisher, {size}-byte payloads");
+    let closed = |in_flight| {
+        format!("closed loop, {in_flight} in flight per publisher, {size}-byte payloads")
+    };
     match (scenario, open_rate(scenario)) {
         (_, Some(rate)) => format!("open loop, {rate} messages/s, {size}-byte payloads"),
         (Scenario::Fanout(o), None) => closed(o.in_flight),
         (Scenario::Channels(o), None) => closed(o.in_flight),
-        (Scenario::Http(o), None) => format!("{} HTTP connections, one request each, {size}-byte payloads", o.publishers),
+        (Scenario::Http(o), None) => format!(
+            "{} HTTP connections, one request each, {size}-byte payloads",
+            o.publishers
+        ),
         (Scenario::Storm(o), None) => match o.rate {
             Some(rate) => format!("open loop, {rate} connects/s, {} held", o.hold),
             None => format!("closed loop, {} connecting, {} held", o.window, o.hold),
         },
         (Scenario::Idle(_), None) => "none".to_owned(),
-        (Scenario::Reconnect(o), None) => format!("{} rounds of dropping all and coming back", o.rounds),
+        (Scenario::Reconnect(o), None) => {
+            format!("{} rounds of dropping all and coming back", o.rounds)
+        }
         (Scenario::Mixed(_), None) => String::new(),
     }
 }
@@ -186,7 +225,16 @@ mod tests {
 
     #[test]
     fn impossible_plans_are_refused() {
-        assert!(plan_of(&["channels", "--shared-publishers", "2", "--protocol", "plain"]).is_err());
+        assert!(
+            plan_of(&[
+                "channels",
+                "--shared-publishers",
+                "2",
+                "--protocol",
+                "plain"
+            ])
+            .is_err()
+        );
         assert!(plan_of(&["channels", "--shared-publishers", "2"]).is_ok());
         assert!(plan_of(&["http", "--protocol", "nats"]).is_err());
         assert!(plan_of(&["idle", "-n", "10", "-c", "3"]).is_err());

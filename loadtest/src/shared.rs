@@ -36,8 +36,15 @@ pub enum Phase {
     Exit,
 }
 
-const PHASES: [Phase; 7] =
-    [Phase::Connect, Phase::Run, Phase::Stop, Phase::Drain, Phase::Drop, Phase::Probe, Phase::Exit];
+const PHASES: [Phase; 7] = [
+    Phase::Connect,
+    Phase::Run,
+    Phase::Stop,
+    Phase::Drain,
+    Phase::Drop,
+    Phase::Probe,
+    Phase::Exit,
+];
 
 /// Settings that all threads read.
 pub struct Settings {
@@ -97,10 +104,15 @@ impl Shared {
     pub fn new(settings: Settings, plan: Plan) -> rustix::io::Result<Self> {
         let inbox = |_| {
             let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            Ok(Inbox { wake, completed: Mutex::new(Vec::new()) })
+            Ok(Inbox {
+                wake,
+                completed: Mutex::new(Vec::new()),
+            })
         };
         Ok(Self {
-            inboxes: (0..settings.threads).map(inbox).collect::<rustix::io::Result<_>>()?,
+            inboxes: (0..settings.threads)
+                .map(inbox)
+                .collect::<rustix::io::Result<_>>()?,
             flights: SharedFlights::new(plan.streams.len(), plan.window()),
             finals: plan.streams.iter().map(|_| AtomicU32::new(0)).collect(),
             settings,

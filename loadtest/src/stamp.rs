@@ -71,14 +71,19 @@ pub struct Scanner {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Self { finder: Finder::new(MARKER).into_owned(), hint: 0 }
+        Self {
+            finder: Finder::new(MARKER).into_owned(),
+            hint: 0,
+        }
     }
 }
 
 impl Scanner {
     /// The first stamp in `message`, if it has a whole one.
     pub fn find(&mut self, message: &[u8]) -> Option<Stamp> {
-        let at_hint = message.get(self.hint..).is_some_and(|rest| rest.starts_with(MARKER));
+        let at_hint = message
+            .get(self.hint..)
+            .is_some_and(|rest| rest.starts_with(MARKER));
         if !at_hint {
             self.hint = self.finder.find(message)?;
         }
@@ -103,25 +108,50 @@ mod tests {
 
     #[test]
     fn payload_is_json_of_the_wanted_size() {
-        let stamp = Stamp { stream: 3, seq: 123, sent_ns: 1_234_567_890_123 };
+        let stamp = Stamp {
+            stream: 3,
+            seq: 123,
+            sent_ns: 1_234_567_890_123,
+        };
         let mut payload = Vec::new();
         encode_payload(stamp, 100, &mut payload);
         assert_eq!(payload.len(), 100);
         let json: serde_json::Value = serde_json::from_slice(&payload).unwrap();
-        assert!(json["d"].as_str().unwrap().starts_with("~lt~000000030000007b"));
+        assert!(
+            json["d"]
+                .as_str()
+                .unwrap()
+                .starts_with("~lt~000000030000007b")
+        );
     }
 
     #[test]
     fn too_small_a_size_still_holds_the_stamp() {
         let mut payload = Vec::new();
-        encode_payload(Stamp { stream: 0, seq: 0, sent_ns: 0 }, 1, &mut payload);
+        encode_payload(
+            Stamp {
+                stream: 0,
+                seq: 0,
+                sent_ns: 0,
+            },
+            1,
+            &mut payload,
+        );
         assert_eq!(payload.len(), PAYLOAD_BYTES_MIN);
     }
 
     #[test]
     fn a_cut_or_foreign_stamp_is_none() {
         let mut payload = Vec::new();
-        encode_payload(Stamp { stream: 1, seq: 2, sent_ns: 3 }, 0, &mut payload);
+        encode_payload(
+            Stamp {
+                stream: 1,
+                seq: 2,
+                sent_ns: 3,
+            },
+            0,
+            &mut payload,
+        );
         let mut scanner = Scanner::default();
         assert!(scanner.find(&payload[..payload.len() - 3]).is_none());
         assert!(scanner.find(b"{\"action\":\"subscribed\"}").is_none());

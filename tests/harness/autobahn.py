@@ -323,6 +323,6 @@ def run_cases(cases, address, at_once, timeout):
                 return await FuzzingClient(klass, address).run(timeout)
 
         results = await asyncio.gather(*(one(klass) for klass in cases.values()))
-        return dict(zip(cases, results))
+        return dict(zip(cases, results, strict=True))
 
     return asyncio.run(main())

@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 
-from .rawws import TEXT, RawWs
+from .rawws import RawWs
 from .server import CLIENT_KEY
 from .wait import wait_until
 

@@ -7,6 +7,7 @@ assertion failure, so every test that reads through it also checks the server's 
 import base64
 import dataclasses
 import hashlib
+import json
 import os
 import socket
 import struct
@@ -43,8 +44,6 @@ class Answer:
     body: bytes
 
     def json(self):
-        import json
-
         return json.loads(self.body)
 
 
@@ -304,7 +303,7 @@ class RawWs(RawSocket):
                 break
         assert frame.opcode == CLOSE, f"{frame} where Close {code} was expected"
         assert frame.close_code == code, f"close code {frame.close_code} {frame.payload[2:]!r}, expected {code}"
-        frame.close_reason  # must be UTF-8
+        _ = frame.close_reason  # must be UTF-8
         try:
             self.send_frame(CLOSE, frame.payload[:2])
         except Ended:

@@ -7,8 +7,12 @@ import threading
 import time
 
 from .client import Client
-from .rawws import Ended, RawSocket
-from .server import CLIENT_KEY
+from .rawws import PING, PONG, TEXT, Ended, RawSocket, encode_frame
+from .server import CLIENT_KEY, SERVER_KEY
+
+# The least the server takes as liveness bound; the rule is the same as with the 90 s of the default.
+LIVENESS_MS = 30_001
+SIGNS = [encode_frame(TEXT, b'{"action":"ping"}'), encode_frame(PING), encode_frame(PONG)]
 
 
 class Clock(threading.Thread):
@@ -36,19 +40,23 @@ class Clock(threading.Thread):
 class SlowClocks:
     def __init__(self, server):
         self.server = server
+        self.quiet = Client(server, key=CLIENT_KEY)
         self.clocks = {
             "silence": Clock(self.silence),
             "loris": Clock(self.loris),
             "mute": Clock(self.mute),
             "loris_body": Clock(self.loris_body),
+            "alive_then_mute": [Clock(lambda sign=sign: self.alive_then_mute(sign)) for sign in SIGNS],
         }
 
     def end(self):
+        self.quiet.drop()
         assert self.server.alive()
         assert self.server.stop() == 0
 
     def outcome(self, name, timeout):
-        return self.clocks[name].outcome(timeout)
+        clock = self.clocks[name]
+        return [c.outcome(timeout) for c in clock] if isinstance(clock, list) else clock.outcome(timeout)
 
     def silence(self):
         """(first frame, seconds until it) on a connection that says nothing after the hello."""
@@ -58,6 +66,15 @@ class SlowClocks:
         seconds = time.monotonic() - started
         client.close()
         return text, seconds
+
+    def alive_then_mute(self, sign):
+        """Seconds from a sign of life to the bare TCP close that follows when no other comes."""
+        client = Client(self.server, key=CLIENT_KEY)
+        client.send(sign)
+        started = time.monotonic()
+        client.timeout = 90
+        client.expect_bare_end(90)
+        return time.monotonic() - started
 
     def mute(self):
         """(what came, seconds until the end) on a connection that never sends a byte."""
@@ -72,7 +89,8 @@ class SlowClocks:
     def loris_body(self):
         """As `loris`, with a publish whose announced body comes one byte every half second."""
         raw = RawSocket(self.server.address)
-        raw.send(b"POST /api/publish HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        head = "POST /api/publish HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 100000\r\n\r\n"
+        raw.send((head % SERVER_KEY).encode())
         return self.until_end(raw, trickle=b'{"channels":["c"],"data":"' + b"a" * 1000)
 
     @staticmethod

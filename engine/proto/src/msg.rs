@@ -72,9 +72,8 @@ pub struct OwnedPublish {
 
 impl OwnedPublish {
     pub fn new(publish: &Publish<'_>) -> Self {
-        let mut text = String::with_capacity(
-            publish.channel.len() + publish.id.len() + publish.data.len(),
-        );
+        let mut text =
+            String::with_capacity(publish.channel.len() + publish.id.len() + publish.data.len());
         text.push_str(publish.channel);
         text.push_str(publish.id);
         text.push_str(publish.data);
@@ -174,13 +173,25 @@ pub enum ShardMsg {
         result: Result<Published, ErrorCode>,
     },
     /// A shard's first subscriber of a channel came, to the home shard. Bounded by subscriptions.
-    Interest { channel: ChannelKey, hash: u64, local: LocalRef },
+    Interest {
+        channel: ChannelKey,
+        hash: u64,
+        local: LocalRef,
+    },
     /// Home shard's answer: from here on every message is delivered to that entry.
     InterestReady { local: LocalRef },
     /// A shard's last subscriber of a channel left, to the home shard.
-    InterestGone { channel: ChannelKey, hash: u64, local: LocalRef },
+    InterestGone {
+        channel: ChannelKey,
+        hash: u64,
+        local: LocalRef,
+    },
     /// The shard of an HTTP request to all others. Bounded by requests.
-    Ask { app: Arc<str>, request: RequestId, query: Arc<Query> },
+    Ask {
+        app: Arc<str>,
+        request: RequestId,
+        query: Arc<Query>,
+    },
     /// The answer to [`ShardMsg::Ask`].
     Answer {
         from: ShardId,

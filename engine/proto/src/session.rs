@@ -159,9 +159,11 @@ impl Conns {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (ConnId, &Conn)> {
-        (0u32..).zip(&self.slots).filter_map(|(slot, entry)| match entry {
-            Slot::Used(conn) => Some((conn.id(slot), conn)),
-            Slot::Free(_) => None,
-        })
+        (0u32..)
+            .zip(&self.slots)
+            .filter_map(|(slot, entry)| match entry {
+                Slot::Used(conn) => Some((conn.id(slot), conn)),
+                Slot::Free(_) => None,
+            })
     }
 }

@@ -250,15 +250,16 @@ impl Config {
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));
             }
         }
-        let lists = [
-            ("websocket.allowed_origins", &self.websocket.allowed_origins),
-            ("http.cors_origins", &self.http.cors_origins),
-        ];
-        for (key, origins) in lists {
-            for origin in origins.iter().filter(|origin| !is_origin(origin)) {
+        let (allowed, cors) = (&self.websocket.allowed_origins, &self.http.cors_origins);
+        let any = cors.iter().filter(|origin| *origin != "*");
+        let origins = allowed
+            .iter()
+            .map(|origin| ("websocket.allowed_origins", origin));
+        for (key, origin) in origins.chain(any.map(|origin| ("http.cors_origins", origin))) {
+            if !is_origin(origin) {
                 let place = reader.place(key);
                 reader.problem(format!(
-                    "{place}: {origin:?} is not an origin; write https://example.com, or \"*\""
+                    "{place}: {origin:?} is not an origin; write https://example.com"
                 ));
             }
         }
@@ -293,10 +294,13 @@ impl Config {
         let mut paths = Vec::new();
         differences(&a, &b, "", &mut paths);
         paths.retain(|path| !matches!(path.as_str(), "file" | "warnings"));
-        paths
-            .iter_mut()
-            .filter(|path| *path == "admin_listen")
-            .for_each(|path| *path = ADMIN_LISTEN.key.to_owned());
+        for path in &mut paths {
+            if path == "admin_listen" {
+                *path = ADMIN_LISTEN.key.to_owned();
+            } else if path == "cores" && self.cores.len() != other.cores.len() {
+                *path = SHARDS.key.to_owned();
+            }
+        }
         paths
     }
 }
@@ -390,14 +394,12 @@ fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
     level.ok_or_else(|| format!("{text:?} is not a level; write error, warn, info, debug or trace"))
 }
 
-/// Whether `text` is `*` or has the form of an `Origin` header: scheme, host, perhaps a port (RFC 6454, 6.2).
+/// Whether `text` has the form of an `Origin` header: scheme, host, perhaps a port (RFC 6454, 6.2).
 fn is_origin(text: &str) -> bool {
     let host_is_plain =
         |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*', ',']);
-    text == "*"
-        || text
-            .split_once("://")
-            .is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_plain(host))
+    text.split_once("://")
+        .is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_plain(host))
 }
 
 /// Dotted paths at which two JSON trees differ; arrays are compared whole.

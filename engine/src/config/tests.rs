@@ -247,6 +247,7 @@ fn bad_values_are_refused_with_their_place() {
             "is not an origin",
         ),
         ("http.cors_origins = ['a.example']", "is not an origin"),
+        ("websocket.allowed_origins = ['*']", "is not an origin"),
         (
             "runtime.spin_before_park_us = 10001",
             "is not between 0 and 10000",
@@ -338,4 +339,32 @@ fn a_reload_names_what_changed() {
         ["admin.listen", "limits.heartbeat_ms", "log.level"]
     );
     assert!(before.changed(&before).is_empty());
+    assert_eq!(
+        before.changed(&load("shards = 2\nlimits.heartbeat_ms = 20000").unwrap()),
+        ["shards"]
+    );
+    assert_eq!(
+        before.changed(&load("cores = '3,2,1,0'\nlimits.heartbeat_ms = 20000").unwrap()),
+        ["cores"]
+    );
+}
+
+#[test]
+fn the_readme_lists_every_setting() {
+    let readme = include_str!("../../../README.md");
+    let config = serde_json::to_value(load("").unwrap()).unwrap();
+    let mut names: Vec<String> = [LISTEN, ADMIN_LISTEN, DATA_DIR, SHARDS, CORES, LOG_LEVEL]
+        .iter()
+        .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
+        .collect();
+    for section in ["limits", "websocket", "http", "runtime", "log", "drain"] {
+        let keys = config[section].as_object().unwrap().keys();
+        names.extend(keys.map(|key| format!("{section}.{key}")));
+    }
+    for name in names {
+        assert!(
+            readme.contains(&format!("`{name}")),
+            "the README does not list `{name}`"
+        );
+    }
 }

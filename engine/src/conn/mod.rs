@@ -229,7 +229,9 @@ impl<C: Core> ConnTask<C> {
         let fd = self.stream.as_raw_fd();
         sys::shutdown(fd, Shutdown::Write);
         // A second descriptor: the stream itself ends with this task.
-        let Ok(stream) = sys::duplicate(fd) else { return };
+        let Ok(stream) = sys::duplicate(fd) else {
+            return;
+        };
         let occupied = self.occupied.take();
         glommio::spawn_local(async move {
             let _occupied = occupied;

@@ -22,21 +22,32 @@ use super::{Refusal, Stage, drive, effective_method, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
 
-/// What the admin port is told at its start.
+/// What the admin port is told by whoever starts and stops the process.
 #[derive(Debug)]
 pub struct AdminSettings {
     /// Shards of the process: how many answers make a healthy one.
     pub shards: usize,
-    /// Moved by whoever starts and stops the process.
     pub stage: Cell<Stage>,
 }
 
 /// Serves a connection of the admin port until it ends. `head` is what was read of it.
-pub async fn serve_admin(stream: TcpStream, head: Vec<u8>, server: Server, settings: Rc<AdminSettings>) {
+pub async fn serve_admin(
+    stream: TcpStream,
+    head: Vec<u8>,
+    server: Server,
+    settings: Rc<AdminSettings>,
+) {
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
-    drive(stream, head, head_bytes_max, async |request: Request<Incoming>, _| {
-        answer(&request, &server, &settings).await.unwrap_or_else(Refusal::into_response)
-    })
+    drive(
+        stream,
+        head,
+        head_bytes_max,
+        async |request: Request<Incoming>, _| {
+            answer(&request, &server, &settings)
+                .await
+                .unwrap_or_else(Refusal::into_response)
+        },
+    )
     .await;
 }
 
@@ -48,7 +59,9 @@ async fn answer(
     let target = parse_target(request.uri().path());
     let is_get = *effective_method(request.method()) == Method::GET;
     match &*target.path {
-        "/healthz" | "/readyz" | "/metrics" if !is_get => Err(Refusal::method_not_allowed("GET, HEAD")),
+        "/healthz" | "/readyz" | "/metrics" if !is_get => {
+            Err(Refusal::method_not_allowed("GET, HEAD"))
+        }
         "/healthz" => health(server, settings).await,
         "/readyz" => readiness(settings.stage.get()),
         "/metrics" => Ok(metrics(server, settings).await),
@@ -57,7 +70,10 @@ async fn answer(
 }
 
 /// Well while every shard answers: a stuck one needs a restart, however ready the others are.
-async fn health(server: &Server, settings: &AdminSettings) -> Result<Response<Full<Bytes>>, Refusal> {
+async fn health(
+    server: &Server,
+    settings: &AdminSettings,
+) -> Result<Response<Full<Bytes>>, Refusal> {
     let answered = stats(server).await;
     let silent: Vec<String> = (0..settings.shards)
         .filter(|index| !answered.iter().any(|(shard, _)| shard.index() == *index))
@@ -87,7 +103,10 @@ async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Byt
     let text = metrics::render(settings.shards, &shards, &process);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(metrics::CONTENT_TYPE),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

@@ -20,8 +20,8 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::url::{parse_target, percent_decode};
 use shardwire_proto::wire::http_api::{
-    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_publish, parse_unsubscribe, write_channel,
-    write_channels, write_count, write_publish_reply,
+    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_publish,
+    parse_unsubscribe, write_channel, write_channels, write_count, write_publish_reply,
 };
 
 use super::cors::Cors;
@@ -54,7 +54,9 @@ impl Endpoint {
     /// The one method that it has.
     fn method(self) -> (Method, &'static str) {
         match self {
-            Self::Messages | Self::Publish | Self::Disconnect | Self::Unsubscribe => (Method::POST, "POST, OPTIONS"),
+            Self::Messages | Self::Publish | Self::Disconnect | Self::Unsubscribe => {
+                (Method::POST, "POST, OPTIONS")
+            }
             Self::Channels | Self::Channel => (Method::GET, "GET, HEAD, OPTIONS"),
         }
     }
@@ -75,6 +77,34 @@ impl Routes {
         }
         Self(router)
     }
+
+    /// Finds the call that a request makes.
+    fn find(&self, method: &Method, path: &str) -> Result<Call, Refusal> {
+        let matched = self.0.at(path).map_err(|_| ErrorCode::NotFound)?;
+        let endpoint = *matched.value;
+        let (own_method, allow) = endpoint.method();
+        if *effective_method(method) != own_method {
+            return Err(Refusal::method_not_allowed(allow));
+        }
+        let param = |name| {
+            let encoded = matched.params.get(name).unwrap_or_default();
+            percent_decode(encoded).map(Cow::into_owned)
+        };
+        Ok(Call {
+            endpoint,
+            app: param("app")?,
+            channel: param("channel")?,
+            client: param("client")?,
+        })
+    }
+}
+
+/// What a request's method and path ask for. Parameters that the path does not have are empty.
+struct Call {
+    endpoint: Endpoint,
+    app: String,
+    channel: String,
+    client: String,
 }
 
 pub(super) async fn answer(
@@ -83,68 +113,69 @@ pub(super) async fn answer(
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let (head, body) = request.into_parts();
-    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let target = parse_target(target);
+    let target = head.uri.path_and_query();
+    let target = parse_target(target.map_or("/", |target| target.as_str()));
     if head.method == Method::OPTIONS && target.path.starts_with("/api/") {
         let mut response = json(b"{}".to_vec());
         Cors::allow_preflight(response.headers_mut());
         return Ok(response);
     }
-    let settings = &server.http;
-    let Ok(matched) = settings.routes.0.at(&target.path) else { return Err(ErrorCode::NotFound.into()) };
-    let endpoint = *matched.value;
-    let (method, allow) = endpoint.method();
-    if *effective_method(&head.method) != method {
-        return Err(Refusal::method_not_allowed(allow));
-    }
-    let param = |name| matched.params.get(name).map(percent_decode).transpose();
-    let (app, channel, client) = (param("app")?, param("channel")?, param("client")?);
+    let call = server.http.routes.find(&head.method, &target.path)?;
     let key = authenticate(server, target.query, &head.headers)?;
-    if app.is_some_and(|app| app != key.app) {
-        return Err(not_permitted("the key belongs to another app").into());
-    }
-    let channel = channel.unwrap_or_default();
-    let client = client.unwrap_or_default();
-    check_right(endpoint, &key, &channel)?;
+    call.check_right(&key)?;
     let idempotency_key = idempotency_key(&head.headers)?;
-    let (body_max, batch_max) =
-        server.with(|shard, _| (shard.limits().http_body_bytes_max, shard.limits().publish_batch_max));
-    let body = if method == Method::POST { read_body(body, body_max, pace).await? } else { Bytes::new() };
-    let reply = match endpoint {
-        Endpoint::Messages => {
-            let request = parse_messages(&body, &channel, idempotency_key.as_deref(), batch_max)?;
-            publish(server, &key, &request).await
-        }
-        Endpoint::Publish => {
-            let request = parse_publish(&body, idempotency_key.as_deref(), batch_max)?;
-            publish(server, &key, &request).await
-        }
-        Endpoint::Channels => list_channels(server, &key, target.query).await,
-        Endpoint::Channel => describe_channel(server, &key, &channel).await,
-        Endpoint::Disconnect => disconnect(server, &key, client, &body).await,
-        Endpoint::Unsubscribe => unsubscribe(server, &key, client, &body).await,
+    let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
+    let body = match head.method {
+        Method::POST => read_body(body, body_max, pace).await?,
+        _ => Bytes::new(),
+    };
+    let caller = Caller {
+        server,
+        key: &key,
+        idempotency_key: idempotency_key.as_deref(),
+    };
+    let reply = match call.endpoint {
+        Endpoint::Messages => caller.publish_to(&call.channel, &body).await,
+        Endpoint::Publish => caller.publish(&body).await,
+        Endpoint::Channels => caller.list_channels(target.query).await,
+        Endpoint::Channel => caller.describe_channel(&call.channel).await,
+        Endpoint::Disconnect => caller.disconnect(call.client, &body).await,
+        Endpoint::Unsubscribe => caller.unsubscribe(call.client, &body).await,
     }?;
     Ok(json(reply))
 }
 
-/// Refuses before the body is read what no body could make right. Rights on the channels that a body names are checked
-/// when it is read: publishing by the shard, item by item.
-fn check_right(endpoint: Endpoint, key: &KeyRecord, channel: &str) -> Result<(), ProtocolError> {
-    if key.kind != KeyKind::Server {
-        return Err(not_permitted("this call needs a server key"));
+impl Call {
+    /// Refuses before the body is read what no body could make right. Rights on the channels that a body names are
+    /// checked when it is read: publishing by the shard, item by item.
+    fn check_right(&self, key: &KeyRecord) -> Result<(), ProtocolError> {
+        if !self.app.is_empty() && self.app != key.app {
+            return Err(not_permitted("the key belongs to another app"));
+        }
+        if key.kind != KeyKind::Server {
+            return Err(not_permitted("this call needs a server key"));
+        }
+        let grants = &key.capabilities;
+        let permitted = match self.endpoint {
+            Endpoint::Messages | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
+            Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
+            Endpoint::Channel => grants.permits(&self.channel, Ops::ADMIN),
+            Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
+        };
+        if permitted {
+            Ok(())
+        } else {
+            Err(ErrorCode::NotPermitted.into())
+        }
     }
-    let grants = &key.capabilities;
-    let permitted = match endpoint {
-        Endpoint::Messages | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
-        Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
-        Endpoint::Channel => grants.permits(channel, Ops::ADMIN),
-        Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
-    };
-    if permitted { Ok(()) } else { Err(ErrorCode::NotPermitted.into()) }
 }
 
 /// The key of `?key=` or `Authorization: Bearer`.
-fn authenticate(server: &Server, query: &str, headers: &HeaderMap) -> Result<Arc<KeyRecord>, ProtocolError> {
+fn authenticate(
+    server: &Server,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<Arc<KeyRecord>, ProtocolError> {
     let (mut key, mut token) = (None, None);
     for pair in shardwire_proto::url::pairs(query) {
         let (name, value) = pair?;
@@ -157,15 +188,22 @@ fn authenticate(server: &Server, query: &str, headers: &HeaderMap) -> Result<Arc
             *slot = Some(value);
         }
     }
-    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let authorization = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
     let presented = authorization.and_then(bearer);
     server.with(|shard, _| shard.authenticate(key.as_deref(), token.as_deref(), presented))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ProtocolError> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let text = value.to_str().map_err(|_| {
-        ProtocolError::with_text(ErrorCode::BadField, "`Idempotency-Key` must be printable ASCII")
+        ProtocolError::with_text(
+            ErrorCode::BadField,
+            "`Idempotency-Key` must be printable ASCII",
+        )
     })?;
     Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
 }
@@ -176,95 +214,144 @@ fn not_permitted(text: &'static str) -> ProtocolError {
 
 type Reply = Result<Vec<u8>, ProtocolError>;
 
-/// One message's failure is the request's; several report one by one.
-async fn publish(server: &Server, key: &KeyRecord, request: &PublishRequest<'_>) -> Reply {
-    let results = server.publish(key, &request.items).await;
-    if let (true, [Err(code)]) = (request.single, results.as_slice()) {
-        return Err((*code).into());
-    }
-    let failed = results.iter().filter_map(|result| result.as_ref().err());
-    server.with(|shard, _| failed.for_each(|code| shard.counters_mut().count_error(*code)));
-    let mut reply = Vec::new();
-    write_publish_reply(&mut reply, &request.items, &results);
-    Ok(reply)
+/// Who calls, once known and permitted.
+struct Caller<'a> {
+    server: &'a Server,
+    key: &'a KeyRecord,
+    idempotency_key: Option<&'a str>,
 }
 
-async fn list_channels(server: &Server, key: &KeyRecord, query: &str) -> Reply {
-    let page = ChannelPage::parse(query)?;
-    let limit = page.limit;
-    let query = Query::Channels { prefix: page.prefix, after: page.after, limit: limit + 1 };
-    let mut channels = BTreeMap::<Arc<str>, usize>::new();
-    for (_, answer) in ask_all(server, &key.app, query).await? {
-        if let Answer::Channels(part) = answer {
-            for (name, subscribers) in part {
-                *channels.entry(name).or_default() += subscribers;
+impl Caller<'_> {
+    async fn publish_to(&self, channel: &str, body: &[u8]) -> Reply {
+        let request = parse_messages(body, channel, self.idempotency_key, self.batch_max())?;
+        self.publish_all(&request).await
+    }
+
+    async fn publish(&self, body: &[u8]) -> Reply {
+        let request = parse_publish(body, self.idempotency_key, self.batch_max())?;
+        self.publish_all(&request).await
+    }
+
+    fn batch_max(&self) -> usize {
+        self.server
+            .with(|shard, _| shard.limits().publish_batch_max)
+    }
+
+    /// One message's failure is the request's; several report one by one.
+    async fn publish_all(&self, request: &PublishRequest<'_>) -> Reply {
+        let results = self.server.publish(self.key, &request.items).await;
+        if let (true, [Err(code)]) = (request.single, results.as_slice()) {
+            return Err((*code).into());
+        }
+        let failed = results.iter().filter_map(|result| result.as_ref().err());
+        self.server
+            .with(|shard, _| failed.for_each(|code| shard.counters_mut().count_error(*code)));
+        let mut reply = Vec::new();
+        write_publish_reply(&mut reply, &request.items, &results);
+        Ok(reply)
+    }
+
+    async fn list_channels(&self, query: &str) -> Reply {
+        let page = ChannelPage::parse(query)?;
+        let limit = page.limit;
+        let query = Query::Channels {
+            prefix: page.prefix,
+            after: page.after,
+            limit: limit + 1,
+        };
+        let mut channels = BTreeMap::<Arc<str>, usize>::new();
+        for (_, answer) in self.ask(query).await? {
+            if let Answer::Channels(part) = answer {
+                for (name, subscribers) in part {
+                    *channels.entry(name).or_default() += subscribers;
+                }
             }
         }
+        // Each shard gave its first names; the first of all are among them, and these are whole.
+        let channels = channels
+            .iter()
+            .map(|(name, subscribers)| (&**name, *subscribers));
+        let channels: Vec<_> = channels.take(limit + 1).collect();
+        let mut reply = Vec::new();
+        write_channels(&mut reply, &channels, limit);
+        Ok(reply)
     }
-    // Each shard gave its first names; the first of all are among them, and these are whole.
-    let channels: Vec<_> = channels.iter().map(|(name, subscribers)| (&**name, *subscribers)).take(limit + 1).collect();
-    let mut reply = Vec::new();
-    write_channels(&mut reply, &channels, limit);
-    Ok(reply)
-}
 
-async fn describe_channel(server: &Server, key: &KeyRecord, channel: &str) -> Reply {
-    channel_name::validate(channel, true)?;
-    let (mut total, mut sequence) = (0, 0);
-    for (_, answer) in ask_all(server, &key.app, Query::Channel { name: channel.to_owned() }).await? {
-        if let Answer::Channel { subscribers, last_sequence } = answer {
-            total += subscribers;
-            sequence = last_sequence.unwrap_or(sequence);
+    async fn describe_channel(&self, channel: &str) -> Reply {
+        channel_name::validate(channel, true)?;
+        let (mut total, mut sequence) = (0, 0);
+        for (_, answer) in self
+            .ask(Query::Channel {
+                name: channel.to_owned(),
+            })
+            .await?
+        {
+            if let Answer::Channel {
+                subscribers,
+                last_sequence,
+            } = answer
+            {
+                total += subscribers;
+                sequence = last_sequence.unwrap_or(sequence);
+            }
         }
+        let mut reply = Vec::new();
+        write_channel(&mut reply, channel, total, sequence);
+        Ok(reply)
     }
-    let mut reply = Vec::new();
-    write_channel(&mut reply, channel, total, sequence);
-    Ok(reply)
-}
 
-async fn disconnect(server: &Server, key: &KeyRecord, client: Cow<'_, str>, body: &[u8]) -> Reply {
-    check_client(&client)?;
-    let (code, reason) = parse_disconnect(body)?;
-    let query = Query::Disconnect { client_id: client.into_owned(), code, reason };
-    count_all(server, key, query, "disconnected").await
-}
-
-async fn unsubscribe(server: &Server, key: &KeyRecord, client: Cow<'_, str>, body: &[u8]) -> Reply {
-    check_client(&client)?;
-    let channel = parse_unsubscribe(body)?;
-    channel_name::validate(&channel, true)?;
-    if !key.capabilities.permits(&channel, Ops::ADMIN) {
-        return Err(ErrorCode::NotPermitted.into());
+    async fn disconnect(&self, client_id: String, body: &[u8]) -> Reply {
+        check_client(&client_id)?;
+        let (code, reason) = parse_disconnect(body)?;
+        self.count(
+            "disconnected",
+            Query::Disconnect {
+                client_id,
+                code,
+                reason,
+            },
+        )
+        .await
     }
-    let query = Query::Unsubscribe { client_id: client.into_owned(), channel };
-    count_all(server, key, query, "unsubscribed").await
+
+    async fn unsubscribe(&self, client_id: String, body: &[u8]) -> Reply {
+        check_client(&client_id)?;
+        let channel = parse_unsubscribe(body)?;
+        channel_name::validate(&channel, true)?;
+        if !self.key.capabilities.permits(&channel, Ops::ADMIN) {
+            return Err(ErrorCode::NotPermitted.into());
+        }
+        self.count("unsubscribed", Query::Unsubscribe { client_id, channel })
+            .await
+    }
+
+    async fn count(&self, name: &str, query: Query) -> Reply {
+        let mut total = 0;
+        for (_, answer) in self.ask(query).await? {
+            if let Answer::Count(count) = answer {
+                total += count;
+            }
+        }
+        let mut reply = Vec::new();
+        write_count(&mut reply, name, total);
+        Ok(reply)
+    }
+
+    /// The answers of all shards: a part of the truth would look like the whole.
+    async fn ask(&self, query: Query) -> Result<Vec<(ShardId, Answer)>, ProtocolError> {
+        let answers = self.server.ask(&self.key.app, query).await;
+        if answers.len() < self.server.http.shards {
+            let text = "not every shard has answered";
+            return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));
+        }
+        Ok(answers)
+    }
 }
 
-fn check_client(client: &str) -> Result<(), ProtocolError> {
-    if is_valid_client_id(client) {
+fn check_client(client_id: &str) -> Result<(), ProtocolError> {
+    if is_valid_client_id(client_id) {
         return Ok(());
     }
     let text = "a client id has 1 to 128 bytes and no control characters";
     Err(ProtocolError::with_text(ErrorCode::BadField, text))
-}
-
-async fn count_all(server: &Server, key: &KeyRecord, query: Query, name: &str) -> Reply {
-    let mut total = 0;
-    for (_, answer) in ask_all(server, &key.app, query).await? {
-        if let Answer::Count(count) = answer {
-            total += count;
-        }
-    }
-    let mut reply = Vec::new();
-    write_count(&mut reply, name, total);
-    Ok(reply)
-}
-
-/// The answers of all shards: a part of the truth would look like the whole.
-async fn ask_all(server: &Server, app: &str, query: Query) -> Result<Vec<(ShardId, Answer)>, ProtocolError> {
-    let answers = server.ask(app, query).await;
-    if answers.len() < server.http.shards {
-        return Err(ProtocolError::with_text(ErrorCode::Unavailable, "not every shard has answered"));
-    }
-    Ok(answers)
 }

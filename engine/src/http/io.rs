@@ -37,7 +37,15 @@ pub(super) struct Io {
 
 impl Io {
     pub(super) fn new(stream: TcpStream, prefix: Vec<u8>, pace: Rc<Pace>) -> Self {
-        Self { stream, prefix, prefix_at: 0, refusal: None, is_shut: false, discarded: 0, pace }
+        Self {
+            stream,
+            prefix,
+            prefix_at: 0,
+            refusal: None,
+            is_shut: false,
+            discarded: 0,
+            pace,
+        }
     }
 
     fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -62,7 +70,11 @@ impl hyper::rt::Read for Io {
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(rest) = this.prefix.get(this.prefix_at..).filter(|rest| !rest.is_empty()) {
+        if let Some(rest) = this
+            .prefix
+            .get(this.prefix_at..)
+            .filter(|rest| !rest.is_empty())
+        {
             let count = rest.len().min(buf.remaining());
             buf.put_slice(rest.split_at(count).0);
             this.prefix_at += count;
@@ -85,7 +97,11 @@ impl hyper::rt::Read for Io {
 }
 
 impl hyper::rt::Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.refusal.is_none() && this.pace.is_reading_head() {
             this.refusal = refusal(buf).map(|refusal| (refusal, 0));
@@ -125,8 +141,13 @@ impl hyper::rt::Write for Io {
 /// hyper answers a head that it cannot read by itself and without a body; this is the same answer in the form of
 /// contract D10. `None` when `buf` is not such an answer.
 fn refusal(buf: &[u8]) -> Option<Vec<u8>> {
-    let status: u16 = str::from_utf8(buf.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?.parse().ok()?;
-    let status = hyper::StatusCode::from_u16(status).ok().filter(hyper::StatusCode::is_client_error)?;
+    let status: u16 = str::from_utf8(buf.strip_prefix(b"HTTP/1.1 ")?.get(..3)?)
+        .ok()?
+        .parse()
+        .ok()?;
+    let status = hyper::StatusCode::from_u16(status)
+        .ok()
+        .filter(hyper::StatusCode::is_client_error)?;
     let reason = status.canonical_reason().unwrap_or("Refused");
     let text = match status.as_u16() {
         414 => "request target too long",
@@ -134,9 +155,19 @@ fn refusal(buf: &[u8]) -> Option<Vec<u8>> {
         _ => "malformed request head",
     };
     let mut body = Vec::new();
-    super::write_error(&mut body, &ProtocolError::with_text(ErrorCode::BadRequest, text), status);
+    super::write_error(
+        &mut body,
+        &ProtocolError::with_text(ErrorCode::BadRequest, text),
+        status,
+    );
     let mut response = Vec::with_capacity(256);
     let body = String::from_utf8_lossy(&body);
-    shardwire_proto::ws::handshake::write_refusal(&mut response, status.as_u16(), reason, &[], &body);
+    shardwire_proto::ws::handshake::write_refusal(
+        &mut response,
+        status.as_u16(),
+        reason,
+        &[],
+        &body,
+    );
     Some(response)
 }

@@ -16,10 +16,8 @@ mod tests;
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::Future;
 use std::os::fd::AsRawFd;
 use std::pin::pin;
-use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -42,16 +40,15 @@ use crate::shard::Server;
 
 /// Bytes hyper buffers per connection beside a body: a head, and room to read a body in pieces of this.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Headers in one head.
-const HEADERS_MAX: usize = 100;
 
-/// What the process is doing, as far as clients care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the process is doing, as far as clients and load balancers care.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stage {
     /// Not every shard serves yet.
     Starting,
+    #[default]
     Serving,
-    /// Stopping: answers end their connections.
+    /// Stopping: clients are to go elsewhere.
     Draining,
 }
 
@@ -60,7 +57,7 @@ pub enum Stage {
 pub struct HttpSettings {
     /// Shards of the process: how many answers make a whole.
     pub shards: usize,
-    /// Moved by whoever starts and stops the shard.
+    /// Moved by whoever starts and stops the shard. While draining, each answer ends its connection.
     pub stage: Cell<Stage>,
     cors: Cors,
     routes: api::Routes,
@@ -70,30 +67,50 @@ impl HttpSettings {
     /// `cors_origins` may call the API from a browser; `*` among them stands for any.
     #[must_use]
     pub fn new(shards: usize, cors_origins: &[String]) -> Self {
-        Self { shards, stage: Cell::new(Stage::Serving), cors: Cors::new(cors_origins), routes: api::Routes::new() }
+        Self {
+            shards,
+            stage: Cell::default(),
+            cors: Cors::new(cors_origins),
+            routes: api::Routes::new(),
+        }
     }
 }
 
 /// Serves a connection of the public port until it ends. `head` is what was read of it.
 pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
-    drive(stream, head, head_bytes_max, async |request: Request<Incoming>, pace: &Pace| {
-        server.count(|io| io.http_requests += 1);
-        let settings = &server.http;
-        let is_api = request.uri().path().trim_start_matches('/').starts_with("api/");
-        let origin = request.headers().get(header::ORIGIN).cloned();
-        let mut response = api::answer(request, &server, pace).await.unwrap_or_else(|refusal| {
-            server.with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
-            refusal.into_response()
-        });
-        if is_api {
-            settings.cors.allow(origin.as_ref(), response.headers_mut());
-        }
-        if settings.stage.get() == Stage::Draining {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
-    })
+    drive(
+        stream,
+        head,
+        head_bytes_max,
+        async |request: Request<Incoming>, pace: &Pace| {
+            server.with(|shard, _| shard.counters_mut().http_requests += 1);
+            let settings = &server.http;
+            let is_api = request
+                .uri()
+                .path()
+                .trim_start_matches('/')
+                .starts_with("api/");
+            let origin = request.headers().get(header::ORIGIN).cloned();
+            let mut response =
+                api::answer(request, &server, pace)
+                    .await
+                    .unwrap_or_else(|refusal| {
+                        server
+                            .with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
+                        refusal.into_response()
+                    });
+            if is_api {
+                settings.cors.allow(origin.as_ref(), response.headers_mut());
+            }
+            if settings.stage.get() == Stage::Draining {
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        },
+    )
     .await;
 }
 
@@ -119,8 +136,7 @@ where
         .keep_alive(true)
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES)
-        .max_header_size(head_bytes_max)
-        .max_headers(HEADERS_MAX);
+        .max_header_size(head_bytes_max);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut watchdog = pin!(Watchdog::new(pace.clone()));
     let served = future::or(async { connection.as_mut().await.map(|()| true) }, async {
@@ -142,15 +158,19 @@ where
 /// # Errors
 /// 41300 when it is, or is announced to be, above `max` bytes; 40000 when it ends early or is framed wrongly.
 async fn read_body(mut body: Incoming, max: usize, pace: &Pace) -> Result<Bytes, ProtocolError> {
-    let too_large = || ProtocolError::with_text(ErrorCode::TooLarge, format!("body is above {max} bytes"));
+    let too_large =
+        || ProtocolError::with_text(ErrorCode::TooLarge, format!("body is above {max} bytes"));
     if body.size_hint().lower() > max as u64 {
         return Err(too_large());
     }
     let mut first = Bytes::new();
     let mut gathered = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| ProtocolError::with_text(ErrorCode::BadRequest, "body is incomplete"))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame = frame
+            .map_err(|_| ProtocolError::with_text(ErrorCode::BadRequest, "body is incomplete"))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if first.len() + gathered.len() + data.len() > max {
             return Err(too_large());
         }
@@ -162,7 +182,11 @@ async fn read_body(mut body: Incoming, max: usize, pace: &Pace) -> Result<Bytes,
         }
     }
     pace.on_body_done(Instant::now());
-    Ok(if gathered.is_empty() { first } else { gathered.into() })
+    Ok(if gathered.is_empty() {
+        first
+    } else {
+        gathered.into()
+    })
 }
 
 /// An error on its way to the client.
@@ -178,8 +202,13 @@ struct Refusal {
 impl<E: Into<ProtocolError>> From<E> for Refusal {
     fn from(error: E) -> Self {
         let error = error.into();
-        let status = StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { error, status, allow: None }
+        let status = StatusCode::from_u16(error.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self {
+            error,
+            status,
+            allow: None,
+        }
     }
 }
 
@@ -222,20 +251,34 @@ fn write_error(out: &mut Vec<u8>, error: &ProtocolError, status: StatusCode) {
         code: u16,
         status: u16,
     }
-    let body = Body { error: &error.text, code: error.code.code(), status: status.as_u16() };
+    let body = Body {
+        error: &error.text,
+        code: error.code.code(),
+        status: status.as_u16(),
+    };
     let written = serde_json::to_writer(out, &body);
-    debug_assert!(written.is_ok(), "strings and integers into a Vec cannot fail");
+    debug_assert!(
+        written.is_ok(),
+        "strings and integers into a Vec cannot fail"
+    );
 }
 
 fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 /// A `HEAD` is a `GET` whose body hyper leaves out.
 fn effective_method(method: &Method) -> &Method {
-    if method == Method::HEAD { &Method::GET } else { method }
+    if method == Method::HEAD {
+        &Method::GET
+    } else {
+        method
+    }
 }

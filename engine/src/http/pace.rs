@@ -41,7 +41,10 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Rc<Self> {
-        Rc::new(Self { phase: Cell::new(Phase::Idle), due: Cell::new(now + IDLE) })
+        Rc::new(Self {
+            phase: Cell::new(Phase::Idle),
+            due: Cell::new(now + IDLE),
+        })
     }
 
     /// Bytes came in.
@@ -151,7 +154,11 @@ mod tests {
         pace.on_request(start + Duration::from_secs(30));
         pace.on_read(start + Duration::from_secs(31));
         pace.on_written(start + Duration::from_secs(31));
-        assert_eq!(pace.due.get(), first + REQUEST, "head and body share one deadline");
+        assert_eq!(
+            pace.due.get(),
+            first + REQUEST,
+            "head and body share one deadline"
+        );
     }
 
     #[test]
@@ -164,7 +171,11 @@ mod tests {
         let written = start + Duration::from_secs(1);
         pace.on_written(written);
         pace.on_written(written + Duration::from_secs(50));
-        assert_eq!(pace.due.get(), written + IDLE, "a reader that takes little at a time gains nothing");
+        assert_eq!(
+            pace.due.get(),
+            written + IDLE,
+            "a reader that takes little at a time gains nothing"
+        );
     }
 
     #[test]
@@ -185,9 +196,17 @@ mod tests {
             let start = Instant::now();
             let pace = Pace::new(start);
             let mut watchdog = Watchdog::new(pace.clone());
-            assert!(futures_lite::future::poll_once(&mut watchdog).await.is_none());
+            assert!(
+                futures_lite::future::poll_once(&mut watchdog)
+                    .await
+                    .is_none()
+            );
             pace.enter(Phase::Head, start + Duration::from_millis(20));
-            assert!(futures_lite::future::poll_once(&mut watchdog).await.is_none());
+            assert!(
+                futures_lite::future::poll_once(&mut watchdog)
+                    .await
+                    .is_none()
+            );
             pace.enter(Phase::Answer, start + Duration::from_millis(60));
             watchdog.await;
             start.elapsed()

@@ -140,6 +140,14 @@ pub fn open(
     Ok((apps.keys, first_start))
 }
 
+/// The keys as the file has them, for a reload. Changes nothing.
+///
+/// # Errors
+/// The file cannot be read or understood.
+pub fn read(dir: &DataDir) -> Result<Vec<KeyRecord>, DataError> {
+    read_apps(dir).map(|apps| apps.keys)
+}
+
 fn read_apps(dir: &DataDir) -> Result<Apps, DataError> {
     const REMEDY: &str = "restore it from a backup, or remove it to start with fresh keys";
     let Some(text) = dir.read(APPS_FILE)? else {
@@ -286,6 +294,7 @@ mod tests {
 
         let text = dir.read(APPS_FILE).unwrap().unwrap();
         assert!(!text.contains(&first.client_key) && !text.contains(&first.server_key));
+        assert_eq!(read(&dir).unwrap().len(), 2);
         let (again, second) = open(&dir, &DevKeys::default()).unwrap();
         assert!(second.is_none());
         assert!(KeyRing::new(again).authenticate(&first.server_key).is_ok());

@@ -48,7 +48,10 @@ pub(super) enum Control {
         options: Arc<Options>,
     },
     /// Accept no more and end connections, so many a second.
-    Drain { rate: u32, deadline: Duration },
+    Drain {
+        rate: u32,
+        deadline: Duration,
+    },
     Stop,
 }
 
@@ -113,13 +116,8 @@ pub(super) async fn run(plan: Plan) {
                 if let Some(task) = accepting.take() {
                     task.cancel().await;
                 }
-                glommio::spawn_local(drain(
-                    server.clone(),
-                    rate,
-                    deadline,
-                    plan.drained.clone(),
-                ))
-                .detach();
+                glommio::spawn_local(drain(server.clone(), rate, deadline, plan.drained.clone()))
+                    .detach();
             }
             Control::Stop => return,
         }

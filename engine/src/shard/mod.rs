@@ -32,8 +32,8 @@ use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
 use crate::http::HttpSettings;
-pub use mesh::{Batch, LANE_BATCHES};
 use mesh::Lane;
+pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
 
 /// A server's shard.

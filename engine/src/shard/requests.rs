@@ -96,14 +96,12 @@ impl Requests {
             }
         }
         let entry = Entry(self, request);
-        let complete = poll_fn(|cx| {
-            match self.pending.borrow_mut().get_mut(&request.0) {
-                Some(pending) if pending.missing > 0 => {
-                    pending.waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-                _ => Poll::Ready(()),
+        let complete = poll_fn(|cx| match self.pending.borrow_mut().get_mut(&request.0) {
+            Some(pending) if pending.missing > 0 => {
+                pending.waker = Some(cx.waker().clone());
+                Poll::Pending
             }
+            _ => Poll::Ready(()),
         });
         future::or(complete, glommio::timer::sleep(deadline)).await;
         let pending = self.pending.borrow_mut().remove(&request.0);

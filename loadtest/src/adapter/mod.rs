@@ -117,7 +117,13 @@ impl Adapter {
     }
 
     /// Appends the HTTP request that publishes `message`. `false`: the protocol has no HTTP API.
-    pub fn encode_http(&self, host: &str, message: Outgoing<'_>, unix_s: u64, out: &mut Vec<u8>) -> bool {
+    pub fn encode_http(
+        &self,
+        host: &str,
+        message: Outgoing<'_>,
+        unix_s: u64,
+        out: &mut Vec<u8>,
+    ) -> bool {
         match self {
             Self::Wsocket(a) => a.encode_http(host, message, out),
             Self::Pusher(a) => a.encode_http(host, message, unix_s, out),
@@ -152,12 +158,6 @@ fn encode_post(host: &str, target: &str, headers: &str, body: &[u8], out: &mut V
 pub(crate) mod testing {
     /// Payload of the one client frame in `frame`, unmasked.
     pub(crate) fn unmask(frame: &[u8]) -> Vec<u8> {
-        let header = match frame[1] & 0x7f {
-            126 => 4,
-            127 => 10,
-            _ => 2,
-        };
-        let mask = &frame[header..header + 4];
-        frame[header + 4..].iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m).collect()
+        crate::frame::parse_masked(frame).unwrap().1
     }
 }

@@ -29,7 +29,9 @@ pub fn split(bytes: &[u8]) -> Option<(&[u8], usize)> {
 impl Nats {
     pub(super) fn on_open(self, duty: Duty, channel: &str, out: &mut Vec<u8>) -> Event {
         // The PONG to this PING tells that CONNECT and SUB were taken.
-        let mut text = String::from("CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false,\"protocol\":1}\r\n");
+        let mut text = String::from(
+            "CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false,\"protocol\":1}\r\n",
+        );
         if duty == Duty::Subscribe {
             text.push_str(&format!("SUB {channel} 1\r\n"));
         }
@@ -83,9 +85,20 @@ mod tests {
 
     #[test]
     fn publish_carries_a_stamp_of_the_declared_size() {
-        let stamp = Stamp { stream: 1, seq: 2, sent_ns: 3 };
+        let stamp = Stamp {
+            stream: 1,
+            seq: 2,
+            sent_ns: 3,
+        };
         let mut out = Vec::new();
-        Nats.encode_publish(Outgoing { channel: "c", stamp, size: 100 }, &mut out);
+        Nats.encode_publish(
+            Outgoing {
+                channel: "c",
+                stamp,
+                size: 100,
+            },
+            &mut out,
+        );
         let text = unmask(&out);
         assert!(text.starts_with(b"PUB c 100\r\n{") && text.ends_with(b"}\r\n"));
         assert_eq!(text.len(), 11 + 100 + 2);
@@ -98,6 +111,9 @@ mod tests {
         assert_eq!(Nats.on_message(b"PING", &mut out), Event::None);
         assert_eq!(unmask(&out), b"PONG\r\n");
         assert_eq!(Nats.on_message(b"PONG", &mut out), Event::Ready);
-        assert!(matches!(Nats.on_message(b"-ERR 'Unknown'", &mut out), Event::Error(_)));
+        assert!(matches!(
+            Nats.on_message(b"-ERR 'Unknown'", &mut out),
+            Event::Error(_)
+        ));
     }
 }

@@ -18,7 +18,10 @@ pub struct Plain {
 impl Plain {
     /// Takes the paths from the options.
     pub fn new(opts: &TargetOpts) -> Self {
-        Self { subscribe_path: opts.subscribe_path.clone(), publish_path: opts.publish_path.clone() }
+        Self {
+            subscribe_path: opts.subscribe_path.clone(),
+            publish_path: opts.publish_path.clone(),
+        }
     }
 
     pub(super) fn target(&self, duty: Duty, channel: &str) -> String {
@@ -30,13 +33,21 @@ impl Plain {
     }
 
     pub(super) fn encode_publish(&self, message: Outgoing<'_>, out: &mut Vec<u8>) {
-        frame::encode_with(Opcode::Text, out, |out| encode_payload(message.stamp, message.size, out));
+        frame::encode_with(Opcode::Text, out, |out| {
+            encode_payload(message.stamp, message.size, out)
+        });
     }
 
     pub(super) fn encode_http(&self, host: &str, message: Outgoing<'_>, out: &mut Vec<u8>) {
         let mut body = Vec::with_capacity(message.size);
         encode_payload(message.stamp, message.size, &mut body);
-        encode_post(host, &self.target(Duty::Publish, message.channel), "", &body, out);
+        encode_post(
+            host,
+            &self.target(Duty::Publish, message.channel),
+            "",
+            &body,
+            out,
+        );
     }
 }
 
@@ -48,12 +59,26 @@ mod tests {
 
     #[test]
     fn path_and_payload() {
-        let plain = Plain { subscribe_path: "/sub/{channel}".into(), publish_path: "/pub/{channel}?x=1".into() };
+        let plain = Plain {
+            subscribe_path: "/sub/{channel}".into(),
+            publish_path: "/pub/{channel}?x=1".into(),
+        };
         assert_eq!(plain.target(Duty::Subscribe, "c-1"), "/sub/c-1");
         assert_eq!(plain.target(Duty::Publish, "c-1"), "/pub/c-1?x=1");
         let mut out = Vec::new();
-        let stamp = Stamp { stream: 0, seq: 0, sent_ns: 1 };
-        plain.encode_publish(Outgoing { channel: "c-1", stamp, size: 64 }, &mut out);
+        let stamp = Stamp {
+            stream: 0,
+            seq: 0,
+            sent_ns: 1,
+        };
+        plain.encode_publish(
+            Outgoing {
+                channel: "c-1",
+                stamp,
+                size: 64,
+            },
+            &mut out,
+        );
         assert_eq!(unmask(&out).len(), 64);
     }
 }

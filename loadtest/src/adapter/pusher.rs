@@ -29,22 +29,31 @@ impl Pusher {
     }
 
     pub(super) fn target(&self) -> String {
-        format!("/app/{}?protocol=7&client=shardwire-loadtest&version=1.0.0&flash=false", self.key)
+        format!(
+            "/app/{}?protocol=7&client=shardwire-loadtest&version=1.0.0&flash=false",
+            self.key
+        )
     }
 
     pub(super) fn on_message(&self, channel: &str, message: &[u8], out: &mut Vec<u8>) -> Event {
-        let Some(at) = memmem::find(message, b"\"event\":\"") else { return Event::None };
+        let Some(at) = memmem::find(message, b"\"event\":\"") else {
+            return Event::None;
+        };
         let event = &message[at + 9..];
         if event.starts_with(b"pusher:connection_established") {
             match parse_socket_id(message) {
                 Some(socket_id) => self.encode_subscribe(socket_id, channel, out),
-                None => return Event::Error("connection_established without a socket id".to_owned()),
+                None => {
+                    return Event::Error("connection_established without a socket id".to_owned());
+                }
             }
         } else if event.starts_with(b"pusher_internal:subscription_succeeded") {
             return Event::Ready;
         } else if event.starts_with(b"pusher:ping") {
             frame::encode(Opcode::Text, br#"{"event":"pusher:pong","data":{}}"#, out);
-        } else if event.starts_with(b"pusher:error") || event.starts_with(b"pusher:subscription_error") {
+        } else if event.starts_with(b"pusher:error")
+            || event.starts_with(b"pusher:subscription_error")
+        {
             return Event::Error(String::from_utf8_lossy(frame::first_line(message)).into_owned());
         }
         Event::None
@@ -61,11 +70,20 @@ impl Pusher {
     }
 
     /// `POST /apps/{id}/events`, signed as the HTTP API asks.
-    pub(super) fn encode_http(&self, host: &str, message: Outgoing<'_>, unix_s: u64, out: &mut Vec<u8>) {
+    pub(super) fn encode_http(
+        &self,
+        host: &str,
+        message: Outgoing<'_>,
+        unix_s: u64,
+        out: &mut Vec<u8>,
+    ) {
         let mut data = Vec::with_capacity(message.size);
         encode_payload(message.stamp, message.size, &mut data);
         let data = serde_json::Value::from(String::from_utf8_lossy(&data).into_owned());
-        let body = format!(r#"{{"name":"lt","channels":["{}"],"data":{data}}}"#, message.channel);
+        let body = format!(
+            r#"{{"name":"lt","channels":["{}"],"data":{data}}}"#,
+            message.channel
+        );
         let path = format!("/apps/{}/events", self.app_id);
         let query = format!(
             "auth_key={}&auth_timestamp={unix_s}&auth_version=1.0&body_md5={}",
@@ -88,7 +106,9 @@ impl Pusher {
 
     fn sign(&self, text: &str) -> String {
         // HMAC takes a key of any length (RFC 2104), so this branch is not reached.
-        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.secret.as_bytes()) else { return String::new() };
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(self.secret.as_bytes()) else {
+            return String::new();
+        };
         mac.update(text.as_bytes());
         hex(&mac.finalize().into_bytes())
     }
@@ -115,14 +135,21 @@ mod tests {
     use crate::stamp::{Scanner, Stamp};
 
     fn adapter() -> Pusher {
-        Pusher { key: "app-key".into(), secret: "app-secret".into(), app_id: "7".into() }
+        Pusher {
+            key: "app-key".into(),
+            secret: "app-secret".into(),
+            app_id: "7".into(),
+        }
     }
 
     #[test]
     fn established_is_answered_with_a_signed_subscribe() {
         let hello = br#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"151772.9831440\",\"activity_timeout\":120}"}"#;
         let mut out = Vec::new();
-        assert_eq!(adapter().on_message("private-orders", hello, &mut out), Event::None);
+        assert_eq!(
+            adapter().on_message("private-orders", hello, &mut out),
+            Event::None
+        );
         let json: serde_json::Value = serde_json::from_slice(&unmask(&out)).unwrap();
         assert_eq!(json["data"]["channel"], "private-orders");
         // The worked example of the protocol specification, checked with openssl.
@@ -132,8 +159,16 @@ mod tests {
 
     #[test]
     fn stamps_survive_both_ways_of_carrying_data() {
-        let stamp = Stamp { stream: 1, seq: 2, sent_ns: 3 };
-        let message = Outgoing { channel: "private-c", stamp, size: 100 };
+        let stamp = Stamp {
+            stream: 1,
+            seq: 2,
+            sent_ns: 3,
+        };
+        let message = Outgoing {
+            channel: "private-c",
+            stamp,
+            size: 100,
+        };
         let mut out = Vec::new();
         adapter().encode_publish(message, &mut out);
         assert_eq!(Scanner::default().find(&unmask(&out)), Some(stamp));
@@ -150,7 +185,10 @@ mod tests {
     fn errors_and_pings() {
         let mut out = Vec::new();
         let error = br#"{"event":"pusher:error","data":{"code":4009,"message":"x"}}"#;
-        assert!(matches!(adapter().on_message("c", error, &mut out), Event::Error(_)));
+        assert!(matches!(
+            adapter().on_message("c", error, &mut out),
+            Event::Error(_)
+        ));
         let ok = br#"{"event":"pusher_internal:subscription_succeeded","channel":"c","data":"{}"}"#;
         assert_eq!(adapter().on_message("c", ok, &mut out), Event::Ready);
         assert!(out.is_empty());

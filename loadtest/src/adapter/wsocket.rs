@@ -52,7 +52,9 @@ impl Wsocket {
     pub(super) fn on_message(&self, message: &[u8]) -> Event {
         let action = memmem::find(message, b"\"action\":\"").map(|at| &message[at + 10..]);
         match action {
-            Some(rest) if rest.starts_with(b"ack\"") => self.parse_id(message).map_or(Event::None, Event::Ack),
+            Some(rest) if rest.starts_with(b"ack\"") => {
+                self.parse_id(message).map_or(Event::None, Event::Ack)
+            }
             Some(rest) if rest.starts_with(b"subscribed\"") => Event::Ready,
             Some(rest) if rest.starts_with(b"error\"") => {
                 Event::Error(String::from_utf8_lossy(frame::first_line(message)).into_owned())
@@ -74,7 +76,13 @@ impl Wsocket {
         let mut body = vec![b'{'];
         self.push_fields(message, &mut body);
         let target = format!("/api/channels/{}/messages", message.channel);
-        encode_post(host, &target, &format!("Authorization: Bearer {}\r\n", self.publish_key), &body, out);
+        encode_post(
+            host,
+            &target,
+            &format!("Authorization: Bearer {}\r\n", self.publish_key),
+            &body,
+            out,
+        );
     }
 
     fn push_fields(&self, message: Outgoing<'_>, out: &mut Vec<u8>) {
@@ -87,13 +95,19 @@ impl Wsocket {
         push_hex8(message.stamp.seq, out);
         push_hex8((message.stamp.sent_ns >> 32) as u32, out);
         push_hex8(message.stamp.sent_ns as u32, out);
-        out.extend_from_slice(if self.ephemeral { b"\",\"persist\":false}" } else { b"\"}" });
+        out.extend_from_slice(if self.ephemeral {
+            b"\",\"persist\":false}"
+        } else {
+            b"\"}"
+        });
     }
 
     /// The stamp that an id of this run repeats, so that an ack's latency needs no table.
     fn parse_id(&self, message: &[u8]) -> Option<Stamp> {
         let at = memmem::find(message, b"\"id\":\"")?;
-        let digits = message[at + 6..].strip_prefix(self.nonce.as_bytes())?.strip_prefix(b".")?;
+        let digits = message[at + 6..]
+            .strip_prefix(self.nonce.as_bytes())?
+            .strip_prefix(b".")?;
         let high = parse_hex8(digits.get(16..)?)?;
         let low = parse_hex8(digits.get(24..)?)?;
         Some(Stamp {
@@ -118,16 +132,33 @@ mod tests {
         }
     }
 
-    const STAMP: Stamp = Stamp { stream: 5, seq: 77, sent_ns: 0x1_2345_6789 };
+    const STAMP: Stamp = Stamp {
+        stream: 5,
+        seq: 77,
+        sent_ns: 0x1_2345_6789,
+    };
 
     #[test]
     fn publish_is_one_json_object_and_its_ack_comes_home() {
         let mut out = Vec::new();
-        adapter().encode_publish(Outgoing { channel: "c", stamp: STAMP, size: 100 }, &mut out);
+        adapter().encode_publish(
+            Outgoing {
+                channel: "c",
+                stamp: STAMP,
+                size: 100,
+            },
+            &mut out,
+        );
         let json: serde_json::Value = serde_json::from_slice(&unmask(&out)).unwrap();
-        assert_eq!((&json["action"], &json["channel"], &json["persist"]), (&"publish".into(), &"c".into(), &false.into()));
+        assert_eq!(
+            (&json["action"], &json["channel"], &json["persist"]),
+            (&"publish".into(), &"c".into(), &false.into())
+        );
         assert_eq!(serde_json::to_string(&json["data"]).unwrap().len(), 100);
-        let ack = format!("{{\"action\":\"ack\",\"id\":{},\"channel\":\"c\"}}", json["id"]);
+        let ack = format!(
+            "{{\"action\":\"ack\",\"id\":{},\"channel\":\"c\"}}",
+            json["id"]
+        );
         assert_eq!(adapter().on_message(ack.as_bytes()), Event::Ack(STAMP));
         let foreign = ack.replace("ab12.", "zz99.");
         assert_eq!(adapter().on_message(foreign.as_bytes()), Event::None);
@@ -135,15 +166,32 @@ mod tests {
 
     #[test]
     fn replies_are_told_apart() {
-        assert_eq!(adapter().on_message(br#"{"action":"subscribed","channel":"c"}"#), Event::Ready);
-        assert_eq!(adapter().on_message(br#"{"action":"connected","id":"1"}"#), Event::None);
-        assert!(matches!(adapter().on_message(br#"{"action":"error","error":"no [40300]"}"#), Event::Error(_)));
+        assert_eq!(
+            adapter().on_message(br#"{"action":"subscribed","channel":"c"}"#),
+            Event::Ready
+        );
+        assert_eq!(
+            adapter().on_message(br#"{"action":"connected","id":"1"}"#),
+            Event::None
+        );
+        assert!(matches!(
+            adapter().on_message(br#"{"action":"error","error":"no [40300]"}"#),
+            Event::Error(_)
+        ));
     }
 
     #[test]
     fn http_request_has_the_length_it_says() {
         let mut out = Vec::new();
-        adapter().encode_http("h:1", Outgoing { channel: "c", stamp: STAMP, size: 100 }, &mut out);
+        adapter().encode_http(
+            "h:1",
+            Outgoing {
+                channel: "c",
+                stamp: STAMP,
+                size: 100,
+            },
+            &mut out,
+        );
         let text = String::from_utf8(out).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("POST /api/channels/c/messages HTTP/1.1\r\n"));

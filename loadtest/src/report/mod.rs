@@ -35,10 +35,13 @@ impl Latency {
             return None;
         }
         let at = |percentile: f64| histogram.value_at_percentile(percentile) as f64 / 1e3;
-        let curve = histogram.iter_quantiles(4).filter(|step| step.quantile_iterated_to() < 1.0).map(|step| {
-            let percentile = step.quantile_iterated_to() * 100.0;
-            (percentile, step.value_iterated_to() as f64 / 1e3)
-        });
+        let curve = histogram
+            .iter_quantiles(4)
+            .filter(|step| step.quantile_iterated_to() < 1.0)
+            .map(|step| {
+                let percentile = step.quantile_iterated_to() * 100.0;
+                (percentile, step.value_iterated_to() as f64 / 1e3)
+            });
         Some(Self {
             count: histogram.len(),
             mean_us: histogram.mean() / 1e3,
@@ -212,7 +215,13 @@ impl Report {
             integrity.out_of_order += outcome.out_of_order;
         }
         integrity.alien = tallies.alien;
-        let per_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let per_second = |count: u64| {
+            if seconds > 0.0 {
+                count as f64 / seconds
+            } else {
+                0.0
+            }
+        };
         let deliveries = meter.intervals.iter().map(|i| i.deliveries).sum();
         let connects = meter.intervals.iter().map(|i| i.connects).sum();
         Self {
@@ -240,8 +249,15 @@ impl Report {
 
     /// Adds what a reader must know to trust the numbers; `rate` is the open-loop rate aimed at.
     pub fn add_warnings(&mut self, rate: Option<f64>) {
-        let busy = self.generator_cpu_percent.iter().filter(|&&percent| percent > GENERATOR_BUSY * 100.0).count();
-        let server_idle = self.server.as_ref().is_some_and(|server| server.cpu_percent < 90.0);
+        let busy = self
+            .generator_cpu_percent
+            .iter()
+            .filter(|&&percent| percent > GENERATOR_BUSY * 100.0)
+            .count();
+        let server_idle = self
+            .server
+            .as_ref()
+            .is_some_and(|server| server.cpu_percent < 90.0);
         if busy > 0 && (server_idle || self.server.is_none()) {
             self.warnings.push(format!(
                 "{busy} generator thread(s) used a whole CPU: the generator, not the server, may be what was measured"
@@ -256,10 +272,14 @@ impl Report {
             ));
         }
         if self.faults.stalls > 0 {
-            self.warnings.push(format!("{} times a message in flight did not arrive for 5 s", self.faults.stalls));
+            self.warnings.push(format!(
+                "{} times a message in flight did not arrive for 5 s",
+                self.faults.stalls
+            ));
         }
         if !self.integrity.is_clean() {
-            self.warnings.push("messages were lost, duplicated or out of order: see integrity".to_owned());
+            self.warnings
+                .push("messages were lost, duplicated or out of order: see integrity".to_owned());
         }
     }
 }
@@ -271,7 +291,8 @@ fn series(meter: &Meter) -> Vec<Point> {
         let end_ns = (start_ns + span.interval_ns).min(span.to_ns - span.from_ns);
         let seconds = (end_ns - start_ns).max(1) as f64 / 1e9;
         let percentile = |p: f64| {
-            (!interval.latency.is_empty()).then(|| interval.latency.value_at_percentile(p) as f64 / 1e3)
+            (!interval.latency.is_empty())
+                .then(|| interval.latency.value_at_percentile(p) as f64 / 1e3)
         };
         Point {
             at_s: end_ns as f64 / 1e9,
@@ -332,9 +353,19 @@ pub(crate) mod tests {
         let latency = report.latency.unwrap();
         assert!((latency.p50_us - 50.0).abs() < 0.2 && (latency.p99_us - 99.0).abs() < 0.2);
         assert!((latency.max_us - 100.0).abs() < 0.2);
-        assert!(latency.curve.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 <= w[1].1));
+        assert!(
+            latency
+                .curve
+                .windows(2)
+                .all(|w| w[0].0 < w[1].0 && w[0].1 <= w[1].1)
+        );
         assert_eq!(report.series.len(), 10);
-        assert!(report.series.iter().all(|p| (p.deliveries_per_s - 1000.0).abs() < 1e-6));
+        assert!(
+            report
+                .series
+                .iter()
+                .all(|p| (p.deliveries_per_s - 1000.0).abs() < 1e-6)
+        );
     }
 
     #[test]

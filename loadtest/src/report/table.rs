@@ -8,27 +8,65 @@ use super::{Latency, Report};
 pub fn render(report: &Report) -> String {
     let mut out = String::new();
     let about = &report.about;
-    line(&mut out, "", &format!("{} ({} over {})", about.title, about.scenario, about.protocol));
+    line(
+        &mut out,
+        "",
+        &format!(
+            "{} ({} over {})",
+            about.title, about.scenario, about.protocol
+        ),
+    );
     line(&mut out, "load", &about.load);
-    let connections =
-        format!("{} subscribers, {} publishers, {} channels", about.subscribers, about.publishers, about.channels);
+    let connections = format!(
+        "{} subscribers, {} publishers, {} channels",
+        about.subscribers, about.publishers, about.channels
+    );
     line(&mut out, "connections", &connections);
     line(&mut out, "measured", &format!("{:.1} s", report.seconds));
     if report.deliveries > 0 {
-        line(&mut out, "deliveries", &format!("{}/s ({} in all)", count(report.deliveries_per_s), report.deliveries));
-        line(&mut out, "publishes", &format!("{}/s", count(report.publishes_per_s)));
+        line(
+            &mut out,
+            "deliveries",
+            &format!(
+                "{}/s ({} in all)",
+                count(report.deliveries_per_s),
+                report.deliveries
+            ),
+        );
+    }
+    if report.published > 0 {
+        line(
+            &mut out,
+            "publishes",
+            &format!("{}/s", count(report.publishes_per_s)),
+        );
     }
     if report.connects > 0 {
-        line(&mut out, "connects", &format!("{}/s ({} in all)", count(report.connects_per_s), report.connects));
+        line(
+            &mut out,
+            "connects",
+            &format!(
+                "{}/s ({} in all)",
+                count(report.connects_per_s),
+                report.connects
+            ),
+        );
     }
     latencies(&mut out, report);
     server(&mut out, report);
     if !report.generator_cpu_percent.is_empty() {
-        let each: Vec<_> = report.generator_cpu_percent.iter().map(|p| format!("{p:.0} %")).collect();
+        let each: Vec<_> = report
+            .generator_cpu_percent
+            .iter()
+            .map(|p| format!("{p:.0} %"))
+            .collect();
         line(&mut out, "generator CPU", &each.join(", "));
     }
     for (index, round) in report.rounds.iter().enumerate() {
-        let text = format!("all subscribed after {:.0} ms, all served after {:.0} ms", round.ready_ms, round.served_ms);
+        let text = format!(
+            "all subscribed after {:.0} ms, all served after {:.0} ms",
+            round.ready_ms, round.served_ms
+        );
         line(&mut out, &format!("round {}", index + 1), &text);
     }
     faults(&mut out, report);
@@ -46,10 +84,17 @@ fn latencies(out: &mut String, report: &Report) {
         return;
     }
     let heads = ["p50", "p90", "p99", "p99.9", "max"];
-    let _ = writeln!(out, "{:<16}{}", "latency", heads.map(|head| format!("{head:>11}")).concat());
+    let _ = writeln!(
+        out,
+        "{:<16}{}",
+        "latency",
+        heads.map(|head| format!("{head:>11}")).concat()
+    );
     for (label, latency) in rows {
         if let Some(latency) = latency {
-            let cells = percentiles(latency).map(|us| format!("{:>11}", duration(us))).concat();
+            let cells = percentiles(latency)
+                .map(|us| format!("{:>11}", duration(us)))
+                .concat();
             let _ = writeln!(out, "  {label:<14}{cells}");
         }
     }
@@ -57,7 +102,13 @@ fn latencies(out: &mut String, report: &Report) {
 
 /// p50, p90, p99, p99.9, maximum, in microseconds.
 pub(super) fn percentiles(latency: &Latency) -> [f64; 5] {
-    [latency.p50_us, latency.p90_us, latency.p99_us, latency.p999_us, latency.max_us]
+    [
+        latency.p50_us,
+        latency.p90_us,
+        latency.p99_us,
+        latency.p999_us,
+        latency.max_us,
+    ]
 }
 
 fn server(out: &mut String, report: &Report) {
@@ -91,7 +142,11 @@ fn faults(out: &mut String, report: &Report) {
     let integrity = &report.integrity;
     let mut text = format!(
         "{} of {} received, {} lost, {} duplicated, {} out of order",
-        integrity.received, integrity.due, integrity.lost, integrity.duplicated, integrity.out_of_order
+        integrity.received,
+        integrity.due,
+        integrity.lost,
+        integrity.duplicated,
+        integrity.out_of_order
     );
     if integrity.alien > 0 {
         let _ = write!(text, ", {} foreign", integrity.alien);
@@ -116,7 +171,11 @@ fn faults(out: &mut String, report: &Report) {
 }
 
 fn line(out: &mut String, label: &str, text: &str) {
-    let _ = if label.is_empty() { writeln!(out, "{text}") } else { writeln!(out, "{label:<16}{text}") };
+    let _ = if label.is_empty() {
+        writeln!(out, "{text}")
+    } else {
+        writeln!(out, "{label:<16}{text}")
+    };
 }
 
 /// A count with thousands separated.

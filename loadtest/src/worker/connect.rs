@@ -8,6 +8,7 @@ use rustix::event::epoll;
 use super::Worker;
 use super::slot::{Conn, Role, Slot, State};
 use super::timers::Due;
+use crate::adapter::Duty;
 use crate::frame;
 use crate::net;
 use crate::shared::Phase;
@@ -44,11 +45,16 @@ impl Worker<'_> {
         self.churn.window = (churn.window / threads).max(1) as usize;
         let per_thread = |rate: f64| (1e9 * f64::from(threads) / rate) as u64;
         self.churn.period_ns = churn.rate.map(per_thread);
-        let streams = self.shared.plan.channels[churn.channel as usize].streams.len();
+        let streams = self.shared.plan.channels[churn.channel as usize]
+            .streams
+            .len();
         for _ in 0..self.churn.hold + self.churn.window {
             let cell = self.churn_check.add_cells(streams, true) as u32;
             self.churn.idle.push(self.slots.len() as u32);
-            self.slots.push(Slot::new(Role::Churn { channel: churn.channel, cell }));
+            self.slots.push(Slot::new(Role::Churn {
+                channel: churn.channel,
+                cell,
+            }));
         }
     }
 
@@ -67,7 +73,10 @@ impl Worker<'_> {
 
     pub(super) fn on_churn_due(&mut self, due_ns: u64) {
         self.churn.overdue.push_back(due_ns);
-        self.timers.at(due_ns + self.churn.period_ns.unwrap_or(u64::MAX / 2), Due::Churn);
+        self.timers.at(
+            due_ns + self.churn.period_ns.unwrap_or(u64::MAX / 2),
+            Due::Churn,
+        );
         self.refill_churn();
     }
 
@@ -79,7 +88,9 @@ impl Worker<'_> {
                 Some(_) => self.churn.overdue.front().copied().unwrap_or(0),
                 None => 0,
             };
-            let Some(slot) = self.churn.idle.pop() else { return };
+            let Some(slot) = self.churn.idle.pop() else {
+                return;
+            };
             self.churn.overdue.pop_front();
             self.churn.connecting += 1;
             self.to_connect.push_back((slot, since_ns));
@@ -109,7 +120,9 @@ impl Worker<'_> {
             if self.connecting >= window {
                 return;
             }
-            let Some((slot, since_ns)) = self.to_connect.pop_front() else { return };
+            let Some((slot, since_ns)) = self.to_connect.pop_front() else {
+                return;
+            };
             self.begin(slot, since_ns);
         }
     }
@@ -121,13 +134,19 @@ impl Worker<'_> {
         let role = self.slots[index as usize].role;
         let mut out = Vec::new();
         if !matches!(role, Role::Http { .. }) {
-            let target = shared.settings.adapter.target(role.duty(), role.channel(&shared.plan));
+            let target = shared
+                .settings
+                .adapter
+                .target(role.duty(), role.channel(&shared.plan));
             frame::encode_handshake(&shared.settings.host, &target, &mut out);
         }
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
         let token = u64::from(slot.generation) << 32 | u64::from(index);
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let flags = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
         let opened = self.sources.connect(shared.settings.target).and_then(|fd| {
             epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(token), flags)?;
             Ok(fd)
@@ -136,7 +155,14 @@ impl Worker<'_> {
             Ok(fd) => {
                 let since_ns = if since_ns == 0 { now_ns } else { since_ns };
                 let (partial, partial_stream) = (Vec::new(), Vec::new());
-                slot.conn = Some(Conn { fd, state: State::Connecting, since_ns, partial, partial_stream, out });
+                slot.conn = Some(Conn {
+                    fd,
+                    state: State::Connecting,
+                    since_ns,
+                    partial,
+                    partial_stream,
+                    out,
+                });
                 // Over loopback the TCP handshake is mostly done already: no need to wait for an event.
                 self.flush(index);
             }
@@ -151,18 +177,28 @@ impl Worker<'_> {
         let Some(conn) = &mut slot.conn else { return };
         conn.state = State::Ready;
         self.connecting -= 1;
-        self.meter.connect(self.now_ns.saturating_sub(conn.since_ns));
-        match slot.role {
-            Role::Churn { .. } => self.on_churn_ready(index),
-            Role::Subscriber { .. } | Role::Publisher { .. } | Role::Http { .. } => {
-                self.shared.ready.fetch_add(1, Ordering::AcqRel);
-            }
+        let took_ns = self.now_ns.saturating_sub(conn.since_ns);
+        let role = slot.role;
+        if role.duty() == Duty::Subscribe {
+            self.meter.connect(took_ns);
         }
+        match role {
+            Role::Churn { .. } => return self.on_churn_ready(index),
+            Role::Http { publisher } => self.send_request(publisher),
+            Role::Subscriber { .. } | Role::Publisher { .. } => {}
+        }
+        self.shared.ready.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The connection ended, or must be ended, for `reason`.
     pub(super) fn on_lost(&mut self, index: u32, reason: String) {
-        let Some(state) = self.slots[index as usize].conn.as_ref().map(|conn| conn.state) else { return };
+        let Some(state) = self.slots[index as usize]
+            .conn
+            .as_ref()
+            .map(|conn| conn.state)
+        else {
+            return;
+        };
         self.close(index);
         if state != State::Ready {
             self.on_connect_failed(index, reason);
@@ -171,15 +207,25 @@ impl Worker<'_> {
         if self.phase == Phase::Exit {
             return;
         }
+        match self.slots[index as usize].role {
+            Role::Churn { .. } => {
+                self.churn.open.retain(|&open| open != index);
+                self.churn.idle.push(index);
+                self.refill_churn();
+            }
+            Role::Http { publisher } => {
+                self.reconnect_http(index);
+                if !self.has_request(publisher) {
+                    return;
+                }
+                self.on_response(publisher, false);
+            }
+            Role::Subscriber { .. } | Role::Publisher { .. } => {
+                self.shared.ready.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
         self.tallies.closed += 1;
         self.tallies.sample(format!("connection ended: {reason}"));
-        if let Role::Churn { .. } = self.slots[index as usize].role {
-            self.churn.open.retain(|&open| open != index);
-            self.churn.idle.push(index);
-            self.refill_churn();
-        } else {
-            self.shared.ready.fetch_sub(1, Ordering::AcqRel);
-        }
     }
 
     fn on_connect_failed(&mut self, index: u32, reason: String) {
@@ -193,7 +239,17 @@ impl Worker<'_> {
             self.shared.fail(format!("cannot connect: {reason}"));
         }
         self.tallies.sample(reason);
-        self.timers.at(self.now_ns + RETRY_NS * u64::from(failures.min(20)), Due::Retry(index));
+        self.timers.at(
+            self.now_ns + RETRY_NS * u64::from(failures.min(20)),
+            Due::Retry(index),
+        );
+    }
+
+    /// HTTP: the server ends the connection after a response, as servers do after some number of them.
+    pub(super) fn reconnect_http(&mut self, index: u32) {
+        self.close(index);
+        self.shared.ready.fetch_sub(1, Ordering::AcqRel);
+        self.to_connect.push_back((index, 0));
     }
 
     /// Ends the connection of a slot, if it has one, with a reset.
@@ -211,7 +267,10 @@ impl Worker<'_> {
         }
         for index in 0..self.slots.len() as u32 {
             let slot = &self.slots[index as usize];
-            let is_ready = slot.conn.as_ref().is_some_and(|conn| conn.state == State::Ready);
+            let is_ready = slot
+                .conn
+                .as_ref()
+                .is_some_and(|conn| conn.state == State::Ready);
             if is_ready && matches!(slot.role, Role::Subscriber { .. }) {
                 self.close(index);
                 self.shared.ready.fetch_sub(1, Ordering::AcqRel);

@@ -141,7 +141,12 @@ impl<'s> Worker<'s> {
     /// Thread `index` of the run; takes its share of the plan.
     pub fn new(shared: &'s Shared, index: usize) -> rustix::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, shared.wake_fd(index), epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)?;
+        epoll::add(
+            &epoll,
+            shared.wake_fd(index),
+            epoll::EventData::new_u64(WAKE),
+            epoll::EventFlags::IN,
+        )?;
         let plan = &shared.plan;
         let threads = shared.settings.threads;
         let mut worker = Self {
@@ -157,7 +162,11 @@ impl<'s> Worker<'s> {
             connecting: 0,
             churn: connect::ChurnState::default(),
             dirty: Vec::new(),
-            streams: plan.streams.iter().map(|stream| StreamState::new(stream.pace)).collect(),
+            streams: plan
+                .streams
+                .iter()
+                .map(|stream| StreamState::new(stream.pace))
+                .collect(),
             publishers: plan.publishers.iter().map(|_| None).collect(),
             local_subscribers: vec![0; plan.channels.len()],
             threads_of_channel: vec![0; plan.channels.len()],
@@ -201,12 +210,17 @@ impl<'s> Worker<'s> {
                 if thread == self.index {
                     self.local_subscribers[channel] += 1;
                     let cell = self.check.add_cells(of_plan.streams.len(), false) as u32;
-                    self.slots.push(Slot::new(Role::Subscriber { channel: channel as u32, cell }));
+                    self.slots.push(Slot::new(Role::Subscriber {
+                        channel: channel as u32,
+                        cell,
+                    }));
                 }
             }
-            self.threads_of_channel[channel] = holders.iter().filter(|&&holds| holds).count() as u32;
+            self.threads_of_channel[channel] =
+                holders.iter().filter(|&&holds| holds).count() as u32;
         }
-        self.to_connect.extend((0..self.slots.len() as u32).map(|slot| (slot, 0)));
+        self.to_connect
+            .extend((0..self.slots.len() as u32).map(|slot| (slot, 0)));
         self.take_churn_share();
     }
 
@@ -217,7 +231,9 @@ impl<'s> Worker<'s> {
             let mut set = CpuSet::new();
             set.set(cpu);
             if let Err(error) = sched_setaffinity(None, &set) {
-                self.shared.fail(format!("cannot pin a generator thread to CPU {cpu}: {error}"));
+                self.shared.fail(format!(
+                    "cannot pin a generator thread to CPU {cpu}: {error}"
+                ));
             }
         }
         // Open loops need timers that fire when due; without it they are merely up to 50 us late.
@@ -237,10 +253,14 @@ impl<'s> Worker<'s> {
     }
 
     fn wait(&self, events: &mut Vec<epoll::Event>) -> rustix::io::Result<usize> {
-        let timeout = if !self.to_connect.is_empty() && self.connecting < self.shared.settings.connect_window {
+        let timeout = if !self.to_connect.is_empty()
+            && self.connecting < self.shared.settings.connect_window
+        {
             Some(0)
         } else {
-            self.timers.next_ns().map(|next| next.saturating_sub(self.shared.now_ns()))
+            self.timers
+                .next_ns()
+                .map(|next| next.saturating_sub(self.shared.now_ns()))
         };
         let timeout = timeout.map(|ns| Timespec {
             tv_sec: (ns / 1_000_000_000) as i64,
@@ -266,11 +286,14 @@ impl<'s> Worker<'s> {
         self.flush_dirty();
         for thread in 0..self.outboxes.len() {
             if !self.outboxes[thread].is_empty() {
-                self.shared.send_completed(thread, &mut self.outboxes[thread]);
+                self.shared
+                    .send_completed(thread, &mut self.outboxes[thread]);
             }
         }
         if self.delivered > 0 {
-            self.shared.delivered.fetch_add(std::mem::take(&mut self.delivered), Ordering::Relaxed);
+            self.shared
+                .delivered
+                .fetch_add(std::mem::take(&mut self.delivered), Ordering::Relaxed);
         }
         if self.phase == Phase::Drain && !self.drained && self.check.unique >= self.due {
             self.drained = true;
@@ -337,15 +360,25 @@ impl<'s> Worker<'s> {
         let finals = &self.shared.finals;
         let of_channel = |(channel, &subscribers): (usize, &u32)| {
             let streams = self.shared.plan.channels[channel].streams.clone();
-            let published: u64 = streams.map(|s| u64::from(finals[s as usize].load(Ordering::Acquire))).sum();
+            let published: u64 = streams
+                .map(|s| u64::from(finals[s as usize].load(Ordering::Acquire)))
+                .sum();
             published * u64::from(subscribers)
         };
-        self.local_subscribers.iter().enumerate().map(of_channel).sum()
+        self.local_subscribers
+            .iter()
+            .enumerate()
+            .map(of_channel)
+            .sum()
     }
 
     fn outcome(self) -> Outcome {
         Outcome {
-            due: if self.drained || self.due > 0 { self.due } else { self.check.unique },
+            due: if self.drained || self.due > 0 {
+                self.due
+            } else {
+                self.check.unique
+            },
             unique: self.check.unique,
             duplicated: self.check.duplicated + self.churn_check.duplicated,
             out_of_order: self.check.out_of_order + self.churn_check.out_of_order,

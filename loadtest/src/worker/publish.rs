@@ -34,7 +34,12 @@ pub(super) struct StreamState {
 
 impl StreamState {
     pub(super) fn new(pace: Pace) -> Self {
-        Self { pace, next_seq: 0, outstanding: 0, progress_ns: 0 }
+        Self {
+            pace,
+            next_seq: 0,
+            outstanding: 0,
+            progress_ns: 0,
+        }
     }
 }
 
@@ -49,14 +54,21 @@ pub(super) struct PublisherState {
 
 impl PublisherState {
     pub(super) fn new(slot: u32) -> Self {
-        Self { slot, request: None, queue: VecDeque::new() }
+        Self {
+            slot,
+            request: None,
+            queue: VecDeque::new(),
+        }
     }
 }
 
 impl Worker<'_> {
     fn own_streams(&self) -> Vec<u32> {
         let publishers = self.publishers.iter().zip(&self.shared.plan.publishers);
-        publishers.filter(|(own, _)| own.is_some()).flat_map(|(_, plan)| plan.streams.iter().copied()).collect()
+        publishers
+            .filter(|(own, _)| own.is_some())
+            .flat_map(|(_, plan)| plan.streams.iter().copied())
+            .collect()
     }
 
     pub(super) fn start_streams(&mut self) {
@@ -67,7 +79,8 @@ impl Worker<'_> {
                 // Spread over one period, so that many slow streams do not send in step.
                 Pace::Rate(rate) => {
                     let offset = 1e9 / rate * (f64::from(stream) / total);
-                    self.timers.at(self.now_ns + offset as u64, Due::Stream(stream));
+                    self.timers
+                        .at(self.now_ns + offset as u64, Due::Stream(stream));
                 }
                 Pace::OnDemand => {}
             }
@@ -94,7 +107,8 @@ impl Worker<'_> {
 
     pub(super) fn on_stream_due(&mut self, stream: u32, due_ns: u64) {
         if let Pace::Rate(rate) = self.streams[stream as usize].pace {
-            self.timers.at(due_ns + (1e9 / rate) as u64, Due::Stream(stream));
+            self.timers
+                .at(due_ns + (1e9 / rate) as u64, Due::Stream(stream));
             self.publish(stream, due_ns);
         }
     }
@@ -102,13 +116,21 @@ impl Worker<'_> {
     /// All subscribers of this thread have the message.
     pub(super) fn on_all_local(&mut self, channel: u32, stamp: Stamp, latency_ns: u64) {
         let threads = self.threads_of_channel[channel as usize];
-        if threads > 1 && !self.shared.flights.thread_done(stamp.stream, stamp.seq, threads) {
+        if threads > 1
+            && !self
+                .shared
+                .flights
+                .thread_done(stamp.stream, stamp.seq, threads)
+        {
             return;
         }
         self.meter.completion(latency_ns);
         self.shared.completed.fetch_add(1, Ordering::Relaxed);
         let publisher = self.shared.plan.streams[stamp.stream as usize].publisher;
-        let owner = self.shared.plan.thread_of_publisher(publisher, self.shared.settings.threads);
+        let owner = self
+            .shared
+            .plan
+            .thread_of_publisher(publisher, self.shared.settings.threads);
         if owner == self.index {
             self.on_completed(stamp.stream);
         } else {
@@ -144,41 +166,81 @@ impl Worker<'_> {
 
     fn publish(&mut self, stream: u32, due_ns: u64) {
         let publisher = self.shared.plan.streams[stream as usize].publisher;
-        let Some(own) = &mut self.publishers[publisher as usize] else { return };
+        let Some(own) = &mut self.publishers[publisher as usize] else {
+            return;
+        };
         let slot = own.slot;
         self.streams[stream as usize].progress_ns = self.now_ns;
         if let Role::Http { .. } = self.slots[slot as usize].role {
-            if own.request.is_some() {
-                own.queue.push_back((stream, due_ns));
-                return;
-            }
-            own.request = Some((stream, due_ns));
+            own.queue.push_back((stream, due_ns));
+            self.send_request(publisher);
+        } else {
+            self.encode(slot, stream, due_ns);
         }
-        self.encode(slot, stream, due_ns);
+    }
+
+    /// HTTP: sends the next request, if there is one and the connection is free for it.
+    pub(super) fn send_request(&mut self, publisher: u32) {
+        let Some(own) = &mut self.publishers[publisher as usize] else {
+            return;
+        };
+        let conn = self.slots[own.slot as usize].conn.as_ref();
+        if own.request.is_some() || conn.is_none_or(|conn| conn.state != State::Ready) {
+            return;
+        }
+        own.request = own.queue.pop_front();
+        if let (Some((stream, due_ns)), slot) = (own.request, own.slot) {
+            self.encode(slot, stream, due_ns);
+        }
     }
 
     fn encode(&mut self, slot: u32, stream: u32, due_ns: u64) {
         let shared = self.shared;
         let role = self.slots[slot as usize].role;
-        let Some(conn) = self.slots[slot as usize].conn.as_mut().filter(|conn| conn.state == State::Ready) else {
+        let Some(conn) = self.slots[slot as usize]
+            .conn
+            .as_mut()
+            .filter(|conn| conn.state == State::Ready)
+        else {
             return;
         };
         let state = &mut self.streams[stream as usize];
-        let stamp = Stamp { stream, seq: state.next_seq, sent_ns: due_ns };
+        let stamp = Stamp {
+            stream,
+            seq: state.next_seq,
+            sent_ns: due_ns,
+        };
         state.next_seq += 1;
         state.outstanding += 1;
         self.meter.publish();
         let channel = shared.plan.streams[stream as usize].channel;
         let channel = &shared.plan.channels[channel as usize].name;
-        let message = Outgoing { channel, stamp, size: shared.settings.size };
+        let message = Outgoing {
+            channel,
+            stamp,
+            size: shared.settings.size,
+        };
         if let Role::Http { .. } = role {
-            let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            shared.settings.adapter.encode_http(&shared.settings.host, message, unix_s, &mut conn.out);
+            let unix_s = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs());
+            shared.settings.adapter.encode_http(
+                &shared.settings.host,
+                message,
+                unix_s,
+                &mut conn.out,
+            );
         } else {
-            shared.settings.adapter.encode_publish(message, &mut conn.out);
+            shared
+                .settings
+                .adapter
+                .encode_publish(message, &mut conn.out);
         }
         if conn.out.len() > BACKLOG_BYTES_MAX {
-            shared.fail("the server does not take the offered rate: a publisher's backlog is full".to_owned());
+            shared.fail(
+                "the server does not take the offered rate: a publisher's backlog is full"
+                    .to_owned(),
+            );
         }
         self.mark_dirty(slot);
     }
@@ -188,21 +250,30 @@ impl Worker<'_> {
     pub(super) fn on_ack(&mut self, stream: u32, since_ns: u64, accepted: bool) {
         self.meter.ack(self.now_ns.saturating_sub(since_ns));
         let plan = &self.shared.plan;
-        let Some(of_plan) = plan.streams.get(stream as usize) else { return };
+        let Some(of_plan) = plan.streams.get(stream as usize) else {
+            return;
+        };
         if !accepted || plan.channels[of_plan.channel as usize].subscribers == 0 {
             self.on_completed(stream);
         }
     }
 
+    /// HTTP: whether a request of `publisher` is under way.
+    pub(super) fn has_request(&self, publisher: u32) -> bool {
+        self.publishers[publisher as usize]
+            .as_ref()
+            .is_some_and(|own| own.request.is_some())
+    }
+
     /// HTTP: the request of `publisher` is answered.
     pub(super) fn on_response(&mut self, publisher: u32, accepted: bool) {
-        let Some(own) = &mut self.publishers[publisher as usize] else { return };
-        let Some((stream, since_ns)) = own.request.take() else { return };
-        if let Some((stream, due_ns)) = own.queue.pop_front() {
-            own.request = Some((stream, due_ns));
-            let slot = own.slot;
-            self.encode(slot, stream, due_ns);
-        }
+        let Some(own) = &mut self.publishers[publisher as usize] else {
+            return;
+        };
+        let Some((stream, since_ns)) = own.request.take() else {
+            return;
+        };
+        self.send_request(publisher);
         self.on_ack(stream, since_ns, accepted);
     }
 

@@ -25,10 +25,15 @@ impl Worker<'_> {
         let Some(conn) = &mut slot.conn else { return };
         if flags.contains(EventFlags::ERR) {
             let error = sockopt::socket_error(&conn.fd).and_then(|result| result);
-            self.on_lost(index, error.map_or_else(|error| error.to_string(), |()| "socket error".to_owned()));
+            self.on_lost(
+                index,
+                error.map_or_else(|error| error.to_string(), |()| "socket error".to_owned()),
+            );
             return;
         }
-        if flags.contains(EventFlags::OUT) && (conn.state == State::Connecting || !conn.out.is_empty()) {
+        if flags.contains(EventFlags::OUT)
+            && (conn.state == State::Connecting || !conn.out.is_empty())
+        {
             if let (State::Connecting, Role::Http { .. }) = (conn.state, slot.role) {
                 self.on_ready(index);
             } else {
@@ -45,7 +50,9 @@ impl Worker<'_> {
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut more = true;
         while more {
-            let Some(conn) = &mut self.slots[index as usize].conn else { break };
+            let Some(conn) = &mut self.slots[index as usize].conn else {
+                break;
+            };
             let have = conn.partial.len();
             buffer[..have].copy_from_slice(&conn.partial);
             let room = buffer.len() - have;
@@ -73,7 +80,9 @@ impl Worker<'_> {
     /// Takes what is whole in `bytes` and keeps the rest for later.
     fn take(&mut self, index: u32, bytes: &[u8]) -> Result<(), Fault> {
         let mut used = 0;
-        let Some(conn) = &mut self.slots[index as usize].conn else { return Ok(()) };
+        let Some(conn) = &mut self.slots[index as usize].conn else {
+            return Ok(());
+        };
         if conn.state == State::Handshaking {
             match frame::parse_handshake(bytes) {
                 Handshake::Accepted(n) => used = n,
@@ -81,14 +90,16 @@ impl Worker<'_> {
                     conn.partial.extend_from_slice(bytes);
                     return Ok(());
                 }
-                Handshake::Refused(status) => return Err(format!("handshake refused with HTTP status {status}")),
+                Handshake::Refused(status) => {
+                    return Err(format!("handshake refused with HTTP status {status}"));
+                }
                 Handshake::Bad(reason) => return Err(format!("handshake: {reason}")),
             }
             self.on_upgraded(index);
         }
         let role = self.slots[index as usize].role;
         if let Role::Http { publisher } = role {
-            used = self.take_responses(publisher, bytes)?;
+            used = self.take_responses(index, publisher, bytes)?;
         } else {
             used += self.take_frames(index, role, &bytes[used..])?;
         }
@@ -111,8 +122,11 @@ impl Worker<'_> {
         let slot = &mut self.slots[index as usize];
         let Some(conn) = &mut slot.conn else { return };
         conn.state = State::Opening;
-        let event =
-            shared.settings.adapter.on_open(slot.role.duty(), slot.role.channel(&shared.plan), &mut conn.out);
+        let event = shared.settings.adapter.on_open(
+            slot.role.duty(),
+            slot.role.channel(&shared.plan),
+            &mut conn.out,
+        );
         self.mark_dirty(index);
         self.on_reply(index, event);
     }
@@ -122,7 +136,11 @@ impl Worker<'_> {
         let mut at = 0;
         loop {
             match frame::parse(&bytes[at..]) {
-                Parsed::Frame { opcode: Opcode::Text | Opcode::Binary, payload, used } => {
+                Parsed::Frame {
+                    opcode: Opcode::Text | Opcode::Binary,
+                    payload,
+                    used,
+                } => {
                     at += used;
                     if is_stream {
                         self.take_stream(index, role, payload);
@@ -130,19 +148,33 @@ impl Worker<'_> {
                         self.on_message(index, role, payload);
                     }
                 }
-                Parsed::Frame { opcode: Opcode::Ping, payload, used } => {
+                Parsed::Frame {
+                    opcode: Opcode::Ping,
+                    payload,
+                    used,
+                } => {
                     at += used;
                     if let Some(conn) = &mut self.slots[index as usize].conn {
                         frame::encode(Opcode::Pong, payload, &mut conn.out);
                         self.mark_dirty(index);
                     }
                 }
-                Parsed::Frame { opcode: Opcode::Close, payload, .. } => {
-                    let code = payload.first_chunk::<2>().map_or(1005, |code| u16::from_be_bytes(*code));
+                Parsed::Frame {
+                    opcode: Opcode::Close,
+                    payload,
+                    ..
+                } => {
+                    let code = payload
+                        .first_chunk::<2>()
+                        .map_or(1005, |code| u16::from_be_bytes(*code));
                     let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default());
                     return Err(format!("close frame {code} {reason}"));
                 }
-                Parsed::Frame { opcode: Opcode::Pong, used, .. } => at += used,
+                Parsed::Frame {
+                    opcode: Opcode::Pong,
+                    used,
+                    ..
+                } => at += used,
                 Parsed::Need(_) => return Ok(at),
                 Parsed::Bad(reason) => return Err(reason.to_owned()),
             }
@@ -151,7 +183,10 @@ impl Worker<'_> {
 
     /// A piece of a protocol stream: its operations may straddle frames.
     fn take_stream(&mut self, index: u32, role: Role, piece: &[u8]) {
-        let kept = self.slots[index as usize].conn.as_mut().map(|conn| std::mem::take(&mut conn.partial_stream));
+        let kept = self.slots[index as usize]
+            .conn
+            .as_mut()
+            .map(|conn| std::mem::take(&mut conn.partial_stream));
         let mut kept = kept.unwrap_or_default();
         let all = if kept.is_empty() {
             piece
@@ -177,8 +212,14 @@ impl Worker<'_> {
             return;
         }
         let shared = self.shared;
-        let Some(conn) = &mut self.slots[index as usize].conn else { return };
-        let event = shared.settings.adapter.on_message(role.channel(&shared.plan), message, &mut conn.out);
+        let Some(conn) = &mut self.slots[index as usize].conn else {
+            return;
+        };
+        let event =
+            shared
+                .settings
+                .adapter
+                .on_message(role.channel(&shared.plan), message, &mut conn.out);
         if !conn.out.is_empty() {
             self.mark_dirty(index);
         }
@@ -189,7 +230,10 @@ impl Worker<'_> {
         match event {
             Event::None => {}
             Event::Ready => {
-                let state = self.slots[index as usize].conn.as_ref().map(|conn| conn.state);
+                let state = self.slots[index as usize]
+                    .conn
+                    .as_ref()
+                    .map(|conn| conn.state);
                 if state == Some(State::Opening) {
                     self.on_ready(index);
                 }
@@ -227,23 +271,39 @@ impl Worker<'_> {
     }
 
     /// HTTP: each response releases the next request.
-    fn take_responses(&mut self, publisher: u32, bytes: &[u8]) -> Result<usize, Fault> {
+    fn take_responses(&mut self, index: u32, publisher: u32, bytes: &[u8]) -> Result<usize, Fault> {
         let mut at = 0;
-        while let Some((status, used)) = parse_response(&bytes[at..])? {
-            if status >= 300 {
-                let body = String::from_utf8_lossy(&bytes[at..at + used.min(600)]).into_owned();
-                let last_line = body.lines().last().unwrap_or_default();
-                self.tallies.error(format!("HTTP status {status}: {last_line}"));
+        while let Some(response) = parse_response(&bytes[at..])? {
+            let is_accepted = response.status < 300;
+            if !is_accepted {
+                let text =
+                    String::from_utf8_lossy(&bytes[at..at + response.len.min(1000)]).into_owned();
+                let last_line = text.lines().last().unwrap_or_default();
+                self.tallies
+                    .error(format!("HTTP status {}: {last_line}", response.status));
             }
-            at += used;
-            self.on_response(publisher, status < 300);
+            at += response.len;
+            if response.is_last {
+                self.reconnect_http(index);
+            }
+            self.on_response(publisher, is_accepted);
         }
         Ok(at)
     }
 }
 
-/// Status and total length of the response at the start of `bytes`, once it is whole.
-fn parse_response(bytes: &[u8]) -> Result<Option<(u16, usize)>, Fault> {
+/// An HTTP response.
+#[derive(Debug, PartialEq, Eq)]
+struct Response {
+    status: u16,
+    /// Bytes of head and body.
+    len: usize,
+    /// The server closes the connection after it.
+    is_last: bool,
+}
+
+/// The response at the start of `bytes`, once it is whole.
+fn parse_response(bytes: &[u8]) -> Result<Option<Response>, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; 48];
     let mut response = httparse::Response::new(&mut headers);
     let head = match response.parse(bytes) {
@@ -253,36 +313,59 @@ fn parse_response(bytes: &[u8]) -> Result<Option<(u16, usize)>, Fault> {
     };
     let status = response.code.unwrap_or_default();
     let header = |name: &str| {
-        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        let found = response
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name));
         found.and_then(|header| std::str::from_utf8(header.value).ok())
     };
-    if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
-        let body = &bytes[head..];
-        let end = if body.starts_with(b"0\r\n\r\n") { Some(5) } else { memmem::find(body, b"\r\n0\r\n\r\n").map(|at| at + 7) };
-        return Ok(end.map(|end| (status, head + end)));
-    }
-    let length = header("content-length").map_or(Ok(0), str::parse::<usize>);
-    let end = head.saturating_add(length.map_err(|_| "HTTP response: content-length".to_owned())?);
-    Ok((bytes.len() >= end).then_some((status, end)))
+    let is_last = header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let body = &bytes[head..];
+    let body_len =
+        if header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
+            let last_chunk = memmem::find(body, b"\r\n0\r\n\r\n").map(|at| at + 7);
+            if body.starts_with(b"0\r\n\r\n") {
+                Some(5)
+            } else {
+                last_chunk
+            }
+        } else {
+            let length = header("content-length").map_or(Ok(0), str::parse::<usize>);
+            let length = length.map_err(|_| "HTTP response: content-length".to_owned())?;
+            (body.len() >= length).then_some(length)
+        };
+    Ok(body_len.map(|body_len| Response {
+        status,
+        len: head + body_len,
+        is_last,
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn response(status: u16, len: usize, is_last: bool) -> Result<Option<Response>, Fault> {
+        Ok(Some(Response {
+            status,
+            len,
+            is_last,
+        }))
+    }
+
     #[test]
     fn responses_end_where_their_length_says() {
-        let two = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 204 No Content\r\n\r\n";
-        assert_eq!(parse_response(two), Ok(Some((200, 40))));
+        let two = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+        assert_eq!(parse_response(two), response(200, 40, false));
         assert_eq!(parse_response(&two[..39]), Ok(None));
-        assert_eq!(parse_response(&two[40..]), Ok(Some((204, 27))));
+        assert_eq!(parse_response(&two[40..]), response(204, 46, true));
         assert!(parse_response(b"nonsense\r\n\r\n").is_err());
     }
 
     #[test]
     fn chunked_responses_end_at_the_last_chunk() {
         let text = b"HTTP/1.1 429 Slow\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
-        assert_eq!(parse_response(text), Ok(Some((429, text.len()))));
+        assert_eq!(parse_response(text), response(429, text.len(), false));
         assert_eq!(parse_response(&text[..text.len() - 1]), Ok(None));
     }
 }

@@ -32,7 +32,9 @@ impl Role {
             Self::Subscriber { channel, .. } | Self::Churn { channel, .. } => Some(channel),
             Self::Publisher { publisher } | Self::Http { publisher } => {
                 let streams = &plan.publishers[publisher as usize].streams;
-                streams.first().map(|&stream| plan.streams[stream as usize].channel)
+                streams
+                    .first()
+                    .map(|&stream| plan.streams[stream as usize].channel)
             }
         };
         channel.map_or("", |channel| &plan.channels[channel as usize].name)
@@ -82,6 +84,12 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn new(role: Role) -> Self {
-        Self { role, generation: 0, conn: None, failures: 0, dirty: false }
+        Self {
+            role,
+            generation: 0,
+            conn: None,
+            failures: 0,
+            dirty: false,
+        }
     }
 }

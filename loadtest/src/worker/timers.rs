@@ -42,7 +42,8 @@ impl Timers {
 
     /// Forgets what belongs to the load, keeps retries and ticks.
     pub(super) fn stop_load(&mut self) {
-        self.heap.retain(|Reverse((_, due))| matches!(due, Due::Retry(_) | Due::Tick));
+        self.heap
+            .retain(|Reverse((_, due))| matches!(due, Due::Retry(_) | Due::Tick));
     }
 }
 

@@ -13,11 +13,8 @@ use crate::ids::{ConnId, Now};
 use crate::msg::LocalRef;
 use crate::session::{ConnState, Grant, Session};
 use crate::url::{Query, Target};
-use crate::wire::wsocket::{
-    Request, parse_request, write_connected, write_error, write_pong,
-};
+use crate::wire::wsocket::{Request, parse_request, write_connected, write_error, write_pong};
 use crate::ws::frame::{OpCode, write_close, write_close_reply, write_frame};
-
 
 impl Shard {
     /// Decides on a WebSocket handshake (contract D1 to D8). `random` is 16 bytes from the system,
@@ -87,12 +84,9 @@ impl Shard {
     fn check_origin(&self, origin: Option<&str>) -> Result<(), ProtocolError> {
         let allowed = &self.options.allowed_origins;
         match origin {
-            Some(origin) if !allowed.is_empty() && !allowed.iter().any(|a| a == origin) => {
-                Err(ProtocolError::with_text(
-                    ErrorCode::NotPermitted,
-                    "origin not allowed",
-                ))
-            }
+            Some(origin) if !allowed.is_empty() && !allowed.iter().any(|a| a == origin) => Err(
+                ProtocolError::with_text(ErrorCode::NotPermitted, "origin not allowed"),
+            ),
             _ => Ok(()),
         }
     }
@@ -128,8 +122,7 @@ impl Shard {
             now.mono_s(),
         );
         self.counters.opened += 1;
-        self.wheel
-            .schedule(conn, now.mono_s() + self.heartbeat_s());
+        self.wheel.schedule(conn, now.mono_s() + self.heartbeat_s());
         self.queue(conn, Rc::from(accept), now);
         if let Some((id, client_id)) = hello {
             self.reply(conn, now, |out| {
@@ -314,9 +307,7 @@ impl Shard {
     /// The entry at a local reference, for tests and the simulator.
     #[doc(hidden)]
     pub fn local_subscribers(&self, to: LocalRef) -> usize {
-        self.local
-            .resolve(to)
-            .map_or(0, |c| c.subscribers().len())
+        self.local.resolve(to).map_or(0, |c| c.subscribers().len())
     }
 }
 

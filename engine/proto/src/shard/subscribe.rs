@@ -62,13 +62,18 @@ impl Shard {
                     app,
                     name: channel.into(),
                 };
-                self.send_home(hash, now, |shard, from, now| {
-                    shard.handle_interest(from, &channel, hash, local, now);
-                }, || ShardMsg::Interest {
-                    channel: channel.clone(),
+                self.send_home(
                     hash,
-                    local,
-                });
+                    now,
+                    |shard, from, now| {
+                        shard.handle_interest(from, &channel, hash, local, now);
+                    },
+                    || ShardMsg::Interest {
+                        channel: channel.clone(),
+                        hash,
+                        local,
+                    },
+                );
             }
         }
         Ok(())
@@ -122,13 +127,18 @@ impl Shard {
             other.place = moved.place;
         }
         if let Some((channel, hash, local)) = self.local.free_if_empty(subscription.channel) {
-            self.send_home(hash, now, |shard, from, now| {
-                shard.handle_interest_gone(from, &channel, hash, local, now);
-            }, || ShardMsg::InterestGone {
-                channel: channel.clone(),
+            self.send_home(
                 hash,
-                local,
-            });
+                now,
+                |shard, from, now| {
+                    shard.handle_interest_gone(from, &channel, hash, local, now);
+                },
+                || ShardMsg::InterestGone {
+                    channel: channel.clone(),
+                    hash,
+                    local,
+                },
+            );
         }
     }
 

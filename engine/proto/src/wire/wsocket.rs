@@ -234,13 +234,7 @@ pub struct Position {
     pub sequence: Option<u64>,
 }
 
-pub fn write_message(
-    out: &mut Vec<u8>,
-    channel: &str,
-    data: &str,
-    id: &str,
-    position: Position,
-) {
+pub fn write_message(out: &mut Vec<u8>, channel: &str, data: &str, id: &str, position: Position) {
     out.extend_from_slice(b"{\"action\":\"message\",\"channel\":");
     write_string(out, channel);
     out.extend_from_slice(b",\"data\":");
@@ -330,10 +324,7 @@ pub fn write_error(
 /// A JSON string; escapes only where JSON demands it (RFC 8259 section 7).
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    if text
-        .bytes()
-        .all(|b| b >= 0x20 && b != b'"' && b != b'\\')
-    {
+    if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
         out.extend_from_slice(text.as_bytes());
     } else {
         for byte in text.bytes() {
@@ -382,7 +373,13 @@ pub fn fuzz_envelope(payload: &[u8]) {
             timestamp: 1,
             sequence: Some(1),
         };
-        write_message(&mut out, &channel, data, id.as_deref().unwrap_or(""), position);
+        write_message(
+            &mut out,
+            &channel,
+            data,
+            id.as_deref().unwrap_or(""),
+            position,
+        );
         assert!(
             serde_json::from_slice::<&RawValue>(&out).is_ok(),
             "a delivery that is not JSON"
@@ -420,8 +417,7 @@ mod tests {
 
     #[test]
     fn null_is_absent() {
-        let text =
-            br#"{"action":"publish","channel":"c","data":null,"id":null,"persist":null}"#;
+        let text = br#"{"action":"publish","channel":"c","data":null,"id":null,"persist":null}"#;
         assert_eq!(
             parse_request(text).unwrap(),
             Request::Publish {
@@ -468,8 +464,8 @@ mod tests {
 
     #[test]
     fn a_refusal_repeats_channel_and_id() {
-        let refused =
-            parse_request(br#"{"action":"publish","channel":"c","id":"i","persist":0}"#).unwrap_err();
+        let refused = parse_request(br#"{"action":"publish","channel":"c","id":"i","persist":0}"#)
+            .unwrap_err();
         assert_eq!(refused.channel.as_deref(), Some("c"));
         assert_eq!(refused.id.as_deref(), Some("i"));
     }
@@ -477,8 +473,7 @@ mod tests {
     #[test]
     fn depth_is_bounded_and_brackets_in_strings_do_not_count() {
         let nested = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-        let publish =
-            |data: &str| format!(r#"{{"action":"publish","channel":"c","data":{data}}}"#);
+        let publish = |data: &str| format!(r#"{{"action":"publish","channel":"c","data":{data}}}"#);
         assert!(parse_request(publish(&nested(JSON_DEPTH_MAX)).as_bytes()).is_ok());
         assert_eq!(code(&publish(&nested(JSON_DEPTH_MAX + 1))), 40003);
         assert_eq!(code(&publish(&nested(60_000))), 40003);
