@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
@@ -73,17 +73,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// Serves until SIGTERM or SIGINT. The end of the process ends the shard, whatever it is doing.
-fn run(addr: SocketAddr) -> io::Result<()> {
+/// Serves until SIGTERM or SIGINT, which end the process with exit code 0; returns only with an error.
+fn run(addr: SocketAddr) -> Result<(), String> {
     // Caught before anyone is told to connect: a signal that comes early still ends it cleanly.
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let listener = sys::listen_exclusively(addr)?;
-    LocalExecutorBuilder::new(Placement::Unbound)
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| format!("cannot catch signals: {error}"))?;
+    let listener = sys::listen_exclusively(addr)
+        .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+    let shard = LocalExecutorBuilder::new(Placement::Unbound)
         .name("echo")
         .spawn(move || serve(listener))
-        .map_err(|error| io::Error::other(error.to_string()))?;
-    signals.forever().next();
-    Ok(())
+        .map_err(|error| format!("the shard cannot start: {error}"))?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            std::process::exit(0);
+        }
+    });
+    shard
+        .join()
+        .map_err(|error| format!("the shard ended badly: {error}"))
 }
 
 async fn serve(listener: Socket) {
@@ -103,7 +111,8 @@ async fn serve(listener: Socket) {
     glommio::spawn_local(runtime.clone().run_turns()).detach();
     let accepting = glommio::spawn_local(runtime.accept(sys::glommio_listener(listener)));
     if let Some(bound) = bound {
-        println!("listening on {bound}");
+        // Whoever closed stdout knows the address.
+        let _ = writeln!(io::stdout(), "listening on {bound}");
     }
     accepting.await;
 }

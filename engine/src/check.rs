@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use std::process::ExitCode;
 
 use rustix::fs::Access;
@@ -287,6 +288,18 @@ fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
         _ => "choose another address".to_owned(),
     };
     Finding::bad(Grade::Fail, what, format!("{address}: {error}"), remedy)
+}
+
+/// Waits, up to `patience`, while an address is taken: the kernel lets go of a killed process's
+/// rings, and of the sockets in them, some milliseconds after the process has gone. Whoever
+/// restarts at once would meet its own predecessor.
+pub fn await_free(address: SocketAddr, patience: Duration) {
+    let until = Instant::now() + patience;
+    while bind(address).is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse)
+        && Instant::now() < until
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Refused when anybody listens there. Does not listen itself, so nobody can connect to it by mistake.

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use shardwire::check::{self, Grade};
@@ -17,6 +18,9 @@ use shardwire::server::{self, Ready};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long a start waits for the sockets of a predecessor that was killed.
+const RESTART_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bad configuration or host.
 const EXIT_UNUSABLE: u8 = 2;
@@ -98,6 +102,9 @@ fn log_warnings(config: &Config) {
 /// Raises this process's limits, then logs what is amiss with the host. False when the server could not run.
 fn host_is_usable(config: &Config) -> bool {
     check::raise_limits();
+    for address in [config.listen, config.admin_listen] {
+        check::await_free(address, RESTART_PATIENCE);
+    }
     let mut usable = true;
     for finding in check::host(config) {
         let remedy = finding.remedy.as_deref().unwrap_or_default();

@@ -254,6 +254,7 @@ fn keep_fixed(current: &Config, next: Config) -> Config {
 fn stop(shards: Shards, config: &Config, mut signals: Signals) {
     let count = u32::try_from(shards.running.len()).unwrap_or(1).max(1);
     let deadline = Duration::from_secs(config.drain.deadline_s);
+    crate::notify::stopping();
     log::info!(
         "draining: up to {} connections/s, {} s at most",
         config.drain.rate,

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod msg;
 pub mod outbox;
 pub mod rate;
+pub mod record;
 pub mod session;
 pub mod shard;
 pub mod ulid;

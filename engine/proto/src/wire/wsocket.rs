@@ -131,7 +131,7 @@ fn wrong_field(text: &'static str) -> ProtocolError {
 /// A publish's `data` as JSON text; absent means `null` (contract 4.3.4).
 ///
 /// Errors: 40003 when it is nested deeper than [`JSON_DEPTH_MAX`].
-pub fn payload_json<'a>(data: Option<&'a RawValue>) -> Result<&'a str, ProtocolError> {
+pub fn payload_json(data: Option<&RawValue>) -> Result<&str, ProtocolError> {
     let data = data.map_or("null", RawValue::get);
     if nests_too_deep(data.as_bytes()) {
         return Err(wrong_field("`data` is nested too deep"));
