@@ -7,8 +7,8 @@
 //! ```
 //! Unlike the engine it has no credentials, paths or greeting, and it takes no unmasked frame at all.
 //!
-//! Invariants: a peer that does not read is not read from, so what waits for it stays within a message and a read of
-//! what it sent; bytes leave in the order in which their causes came.
+//! Invariants: a peer that does not read is not read from, so what waits for it stays within one message and the bound
+//! at which reading stops; bytes leave in the order in which their causes came.
 
 use std::collections::VecDeque;
 use std::future::Future;

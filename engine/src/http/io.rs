@@ -30,6 +30,8 @@ pub(super) struct Io {
     prefix_at: usize,
     /// The answer to a malformed head, in place of hyper's, and how much of it is written.
     refusal: Option<(Vec<u8>, usize)>,
+    /// The kernel has taken a part of what hyper last offered.
+    is_mid_answer: bool,
     is_shut: bool,
     discarded: usize,
     pace: Rc<Pace>,
@@ -42,6 +44,7 @@ impl Io {
             prefix,
             prefix_at: 0,
             refusal: None,
+            is_mid_answer: false,
             is_shut: false,
             discarded: 0,
             pace,
@@ -103,7 +106,7 @@ impl hyper::rt::Write for Io {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.refusal.is_none() && this.pace.is_reading_head() {
+        if this.refusal.is_none() && !this.is_mid_answer && this.pace.is_between_requests() {
             this.refusal = refusal(buf).map(|refusal| (refusal, 0));
         }
         let count = if this.refusal.is_some() {
@@ -112,6 +115,7 @@ impl hyper::rt::Write for Io {
         } else {
             ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?
         };
+        this.is_mid_answer = count < buf.len();
         this.pace.on_written(Instant::now());
         Poll::Ready(Ok(count))
     }

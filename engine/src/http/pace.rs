@@ -82,9 +82,9 @@ impl Pace {
         }
     }
 
-    /// Bytes of a head have come in, and it is not complete.
-    pub(super) fn is_reading_head(&self) -> bool {
-        self.phase.get() == Phase::Head
+    /// No request is being served: what is written is hyper's own answer to a head that it could not read.
+    pub(super) fn is_between_requests(&self) -> bool {
+        matches!(self.phase.get(), Phase::Idle | Phase::Head)
     }
 
     fn enter(&self, phase: Phase, due: Instant) {

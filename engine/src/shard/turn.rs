@@ -172,13 +172,14 @@ impl Gather {
     /// The unsent bytes of an outbox, up to [`GATHER_BYTES`] and a frame.
     pub(crate) fn collect<'a>(&'a mut self, outbox: &'a Outbox) -> &'a [u8] {
         let offset = outbox.first_offset();
-        if outbox.frames() == 1 {
+        let first = outbox
+            .iter()
+            .next()
+            .and_then(|f| f.get(offset..))
+            .unwrap_or_default();
+        if outbox.frames() == 1 || first.len() >= GATHER_BYTES {
             // Straight from the frame that all of the channel's subscribers share.
-            return outbox
-                .iter()
-                .next()
-                .and_then(|f| f.get(offset..))
-                .unwrap_or_default();
+            return first;
         }
         if offset == 0 && self.holds(outbox) {
             return &self.bytes;
