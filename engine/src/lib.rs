@@ -13,4 +13,5 @@ pub mod metrics;
 pub mod notify;
 pub mod server;
 pub mod shard;
+pub mod store;
 pub mod sys;

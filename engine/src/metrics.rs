@@ -18,8 +18,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// What the kernel says about the process; `None` where it does not.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Process {
+    /// Memory that is in RAM.
     pub resident_bytes: Option<u64>,
+    /// User and system time of all threads.
     pub cpu_seconds: Option<f64>,
+    /// Open file descriptors.
     pub open_fds: Option<u64>,
 }
 

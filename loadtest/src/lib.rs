@@ -4,6 +4,7 @@
 //! The library exists for the two programs of this package and their tests; it is no general client.
 
 pub mod adapter;
+mod coordinator;
 pub mod flight;
 pub mod frame;
 pub mod meter;

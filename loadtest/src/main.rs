@@ -6,11 +6,13 @@ use anyhow::Context;
 use clap::Parser;
 use shardwire_loadtest::opts::{Cli, OutputOpts};
 use shardwire_loadtest::report::{Report, html, table};
-use shardwire_loadtest::run;
+use shardwire_loadtest::run::{self, BadArguments};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Exit code for arguments that make no run, as the parser's own.
+const EXIT_USAGE: u8 = 2;
 /// Exit code for messages lost, duplicated or out of order.
 const EXIT_NOT_CLEAN: u8 = 3;
 
@@ -27,7 +29,12 @@ fn main() -> ExitCode {
         Ok(_) => ExitCode::from(EXIT_NOT_CLEAN),
         Err(error) => {
             eprintln!("shardwire-loadtest: {error:#}");
-            ExitCode::FAILURE
+            let is_usage = error.downcast_ref::<BadArguments>().is_some();
+            if is_usage {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

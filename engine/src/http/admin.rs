@@ -22,11 +22,12 @@ use super::{Refusal, Stage, drive, effective_method, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
 
-/// What the admin port is told by whoever starts and stops the process.
+/// What the admin port is told at its start.
 #[derive(Debug)]
 pub struct AdminSettings {
     /// Shards of the process: how many answers make a healthy one.
     pub shards: usize,
+    /// Moved by whoever starts and stops the process.
     pub stage: Cell<Stage>,
 }
 

@@ -1,4 +1,4 @@
-//! HTTP: the API on the public port ([`api`]) and health and metrics on the admin port ([`admin`]).
+//! HTTP: the API on the public port (`api`), health and metrics on the admin port (`admin`).
 //!
 //! hyper reads and writes HTTP/1 over the shard's own streams; here are routing, the rules that hold for every answer,
 //! and the limits. What a call means is in the two modules, the bodies are in `shardwire_proto::wire::http_api`.

@@ -131,14 +131,15 @@ impl<C: Core> ShardRuntime<C> {
     /// One send for each connection with something to send.
     pub(crate) fn flush(&self) {
         let mut core = self.core.borrow_mut();
+        let mut io = self.io.replace(IoCounts::default());
         let dirty = core.take_dirty();
         if dirty.is_empty() {
+            core.note_io(io);
             return;
         }
         let started = self.now();
         let mut links = self.links.borrow_mut();
         let mut gather = self.gather.borrow_mut();
-        let mut io = self.io.replace(IoCounts::default());
         for slot in &dirty {
             let Some((conn, outbox)) = core.flush(*slot) else {
                 continue;

@@ -97,20 +97,20 @@ fn a_malformed_later_head_is_answered_as_json() {
             431,
         ),
     ] {
-        let mut peer = Peer::connect(node.public);
-        assert_eq!(
-            peer.call(
-                "GET",
-                "/api/channels",
-                &format!("Authorization: Bearer {SERVER_KEY}\r\n"),
-                ""
-            )
-            .status,
-            200
+        let good = format!(
+            "GET /api/channels HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {SERVER_KEY}\r\n\r\n"
         );
-        peer.send(&garbage);
-        peer.reply(true).is_error(status, 40000);
-        assert!(peer.is_ended());
+        let mut later = Peer::connect(node.public);
+        later.send(&good);
+        assert_eq!(later.reply(true).status, 200);
+        later.send(&garbage);
+        let mut pipelined = Peer::connect(node.public);
+        pipelined.send(&(good + &garbage));
+        assert_eq!(pipelined.reply(true).status, 200);
+        for mut peer in [later, pipelined] {
+            peer.reply(true).is_error(status, 40000);
+            assert!(peer.is_ended());
+        }
     }
 }
 

@@ -1,0 +1,199 @@
+//! A relay to test the generator against: the plain protocol, HTTP publishes, and as much of the wSocket
+//! contract as the generator speaks. One blocking thread per connection; it can be told to err.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use shardwire_loadtest::frame;
+
+/// What the relay does wrong, once, to the first subscriber of a topic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    /// The 5th message is left out.
+    Lose,
+    /// The 5th message is sent twice.
+    Repeat,
+    /// The 5th message is sent after the 6th.
+    Swap,
+    /// The connection is closed at the 5th message.
+    Close,
+}
+
+const FAULTY: usize = 5;
+
+#[derive(Default)]
+struct Topic {
+    subscribers: Vec<TcpStream>,
+    published: usize,
+    held: Vec<u8>,
+}
+
+#[derive(Clone)]
+struct Relay {
+    topics: Arc<Mutex<HashMap<String, Topic>>>,
+    fault: Fault,
+}
+
+/// Starts a relay on a port of the kernel's choice, which is returned. It ends with the process.
+pub(crate) fn start(fault: Fault) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let relay = Relay {
+        topics: Arc::default(),
+        fault,
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let relay = relay.clone();
+            thread::spawn(move || relay.serve(stream));
+        }
+    });
+    port
+}
+
+impl Relay {
+    fn serve(&self, mut stream: TcpStream) -> Option<()> {
+        let mut input = Vec::new();
+        let head = loop {
+            if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {
+                break input.drain(..end + 4).collect::<Vec<u8>>();
+            }
+            read_more(&mut stream, &mut input)?;
+        };
+        let head = String::from_utf8(head).ok()?;
+        let mut words = head.split(' ');
+        let (method, target) = (words.next()?, words.next()?.to_owned());
+        if method == "POST" {
+            return self.serve_http(stream, input, head);
+        }
+        if target == "/?key=refused" {
+            return stream
+                .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+                .ok();
+        }
+        let mut accept = Vec::new();
+        frame::encode_accept(&mut accept);
+        stream.write_all(&accept).ok()?;
+        if let Some(topic) = target.strip_prefix("/sub/") {
+            self.subscribe(topic, &stream);
+        }
+        loop {
+            while let Some((_, payload, used)) = frame::parse_masked(&input) {
+                input.drain(..used);
+                match target.strip_prefix("/pub/") {
+                    Some(topic) => self.publish(topic, &payload),
+                    None => self.handle_wsocket(&payload, &mut stream)?,
+                }
+            }
+            read_more(&mut stream, &mut input)?;
+        }
+    }
+
+    /// Keeps the connection for a few requests, then closes it as servers do.
+    fn serve_http(
+        &self,
+        mut stream: TcpStream,
+        mut input: Vec<u8>,
+        mut head: String,
+    ) -> Option<()> {
+        for request in 0.. {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("Content-Length: "))?;
+            let length: usize = length.parse().ok()?;
+            while input.len() < length {
+                read_more(&mut stream, &mut input)?;
+            }
+            let body: Vec<u8> = input.drain(..length).collect();
+            let topic = head.split(' ').nth(1)?.strip_prefix("/pub/")?.to_owned();
+            self.publish(&topic, &body);
+            let is_last = request == 3;
+            let connection = if is_last { "close" } else { "keep-alive" };
+            let text = format!(
+                "HTTP/1.1 200 OK\r\nConnection: {connection}\r\nContent-Length: 2\r\n\r\n{{}}"
+            );
+            stream.write_all(text.as_bytes()).ok()?;
+            if is_last {
+                break;
+            }
+            let end = loop {
+                if let Some(end) = input.windows(4).position(|window| window == b"\r\n\r\n") {
+                    break end;
+                }
+                read_more(&mut stream, &mut input)?;
+            };
+            head = String::from_utf8(input.drain(..end + 4).collect()).ok()?;
+        }
+        Some(())
+    }
+
+    fn handle_wsocket(&self, payload: &[u8], stream: &mut TcpStream) -> Option<()> {
+        let json: serde_json::Value = serde_json::from_slice(payload).ok()?;
+        let channel = json["channel"].as_str()?;
+        let reply = if json["action"] == "subscribe" {
+            self.subscribe(channel, stream);
+            serde_json::json!({"action": "subscribed", "channel": channel})
+        } else {
+            let (data, id) = (&json["data"], &json["id"]);
+            let message = serde_json::json!({"action": "message", "channel": channel, "data": data, "id": id});
+            self.publish(channel, message.to_string().as_bytes());
+            serde_json::json!({"action": "ack", "id": id, "channel": channel})
+        };
+        let mut out = Vec::new();
+        frame::encode_unmasked(reply.to_string().as_bytes(), &mut out);
+        stream.write_all(&out).ok()
+    }
+
+    fn subscribe(&self, topic: &str, stream: &TcpStream) {
+        let mut topics = self.topics.lock().unwrap();
+        topics
+            .entry(topic.to_owned())
+            .or_default()
+            .subscribers
+            .push(stream.try_clone().unwrap());
+    }
+
+    fn publish(&self, topic: &str, payload: &[u8]) {
+        let mut topics = self.topics.lock().unwrap();
+        let topic = topics.entry(topic.to_owned()).or_default();
+        topic.published += 1;
+        let number = topic.published;
+        let mut frame = Vec::new();
+        frame::encode_unmasked(payload, &mut frame);
+        for (index, subscriber) in topic.subscribers.iter_mut().enumerate() {
+            let fault = if index == 0 { self.fault } else { Fault::None };
+            let bytes = match (fault, number) {
+                (Fault::Lose, FAULTY) => Vec::new(),
+                (Fault::Repeat, FAULTY) => frame.repeat(2),
+                (Fault::Swap, FAULTY) => {
+                    topic.held = frame.clone();
+                    Vec::new()
+                }
+                (Fault::Swap, 6) => [&frame[..], &topic.held].concat(),
+                (Fault::Close, FAULTY) => {
+                    let _ = subscriber.shutdown(std::net::Shutdown::Both);
+                    Vec::new()
+                }
+                _ => frame.clone(),
+            };
+            // A subscriber that is gone is not missed.
+            let _ = subscriber.write_all(&bytes);
+        }
+    }
+}
+
+/// `None` at the end of the stream.
+fn read_more(stream: &mut TcpStream, input: &mut Vec<u8>) -> Option<()> {
+    let mut buffer = [0; 4096];
+    match stream.read(&mut buffer) {
+        Ok(0) | Err(_) => None,
+        Ok(n) => {
+            input.extend_from_slice(&buffer[..n]);
+            Some(())
+        }
+    }
+}
