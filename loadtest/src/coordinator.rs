@@ -114,7 +114,7 @@ impl<'r> Coordinator<'r> {
         let from_ns = self.shared.now_ns() + warmup.as_nanos() as u64;
         let span = Span::new(from_ns, duration.as_nanos() as u64);
         self.shared.set_span(span);
-        self.shared.set_phase(Phase::Run);
+        self.phase(Phase::Run)?;
         let mut next_ns = span.from_ns;
         loop {
             let now_ns = self.shared.now_ns();

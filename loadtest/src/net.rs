@@ -132,8 +132,8 @@ pub fn raise_file_limit(connections: u64) -> anyhow::Result<()> {
     );
     raised.with_context(|| {
         format!(
-            "{needed} open files are needed, {:?} allowed; raise with: ulimit -n {needed}",
-            limit.maximum
+            "{needed} open files are needed, {} allowed; raise the limit with: ulimit -n {needed}",
+            limit.maximum.unwrap_or_default()
         )
     })?;
     ensure!(

@@ -115,6 +115,18 @@ fn wsocket_subscribes_publishes_and_reads_acks() {
 }
 
 #[test]
+fn pusher_signs_and_ignores_its_publishers_copies() {
+    let port = relay::start(Fault::None);
+    let report = try_run(
+        port,
+        "fanout -n 5 -p 2 --protocol pusher --key k --secret s",
+    )
+    .unwrap();
+    assert_clean(&report);
+    assert!(report.deliveries > 50 && report.integrity.due.is_multiple_of(5));
+}
+
+#[test]
 fn http_publishes_outlive_their_connections() {
     let report = run_plain(relay::start(Fault::None), "http -p 3 -n 2");
     assert_clean(&report);

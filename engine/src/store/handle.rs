@@ -109,8 +109,9 @@ impl StoreHandle {
     /// are told to the shard's inbox by [`StoreReply::Done`].
     ///
     /// # Errors
-    /// Gives all of them back when the queue is full or the store is stopping: none will be done. To the shard this is
-    /// a failure as any other: what it numbers behind them needs a higher generation.
+    /// Gives all of them back when the queue is full or the store is stopping: none will be done. The shard takes their
+    /// numbers back as if it had never given them. It keeps its generation: what is still queued of it may fail, and
+    /// then what is numbered behind that has to fail with it.
     pub fn submit(&self, shard: ShardId, ops: Vec<StoreOp>) -> Result<(), Vec<StoreOp>> {
         if ops.is_empty() {
             return Ok(());

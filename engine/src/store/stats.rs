@@ -41,17 +41,17 @@ pub struct StoreStats {
     pub reopened: u64,
     /// Since when writing fails, ms since the Unix epoch; `None` while the store is well.
     pub failing_since_ms: Option<u64>,
-    /// Since when the transaction in the making runs. Far back: the disk hangs.
-    pub commit_since_ms: Option<u64>,
+    /// Since when the writer waits for the storage, ms since the Unix epoch. Far back: the disk hangs.
+    pub writing_since_ms: Option<u64>,
 }
 
 impl StoreStats {
-    /// Whether publishes can be expected to be stored: nothing fails, and no transaction takes longer than
-    /// `commit_max_ms`.
+    /// Whether publishes can be expected to be stored: nothing fails, and the writer waits no longer than
+    /// `wait_max_ms`.
     #[must_use]
-    pub fn is_well(&self, now_ms: u64, commit_max_ms: u64) -> bool {
-        let hangs = |since| now_ms.saturating_sub(since) > commit_max_ms;
-        self.failing_since_ms.is_none() && !self.commit_since_ms.is_some_and(hangs)
+    pub fn is_well(&self, now_ms: u64, wait_max_ms: u64) -> bool {
+        let hangs = |since| now_ms.saturating_sub(since) > wait_max_ms;
+        self.failing_since_ms.is_none() && !self.writing_since_ms.is_some_and(hangs)
     }
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Shared {
     /// Readers open theirs again when it has changed: the file may be another one.
     pub(super) reopened: AtomicU64,
     pub(super) failing_since_ms: AtomicU64,
-    pub(super) commit_since_ms: AtomicU64,
+    pub(super) writing_since_ms: AtomicU64,
     /// Whether the last question failed, so that this is logged once.
     pub(super) reads_failing: AtomicBool,
     /// Nothing more is accepted.
@@ -105,7 +105,7 @@ impl Shared {
             expired: self.expired.load(Relaxed),
             reopened: self.reopened.load(Relaxed),
             failing_since_ms: time(&self.failing_since_ms),
-            commit_since_ms: time(&self.commit_since_ms),
+            writing_since_ms: time(&self.writing_since_ms),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! Invariants: a shard is told of an operation once, after its transaction, in ticket order; an operation of a failed
 //! generation is not tried. What cannot be told at once is kept and told with what follows.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -30,8 +31,9 @@ const EXPIRE_STEP: Duration = Duration::from_millis(2);
 const EXPIRE_EVERY: Duration = Duration::from_millis(20);
 /// From the end of a round over all channels to the next.
 const EXPIRE_ROUND_EVERY: Duration = Duration::from_secs(30);
-/// Between two looks whether the storage is well: how soon it is seen that it is again, without traffic.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks whether the storage is well: how soon it is seen that it is again, without traffic. Tests wait for
+/// several.
+const CHECK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 /// Back-off of opening again.
 const REOPEN_AFTER_MIN: Duration = Duration::from_millis(100);
 const REOPEN_AFTER_MAX: Duration = Duration::from_secs(5);
@@ -78,11 +80,26 @@ pub(super) struct Writer<S: Storage> {
 #[derive(Default)]
 struct Batch {
     ops: Vec<StoreOp>,
-    /// Whose they are: each entry up to this index, from where the one before ends.
-    origins: Vec<(ShardId, usize)>,
+    /// The submissions they came in, in this order and without gaps.
+    parts: Vec<Part>,
     /// What it holds of the queue's bounds, with operations that are not tried.
     count: usize,
     bytes: usize,
+}
+
+/// What one submission has put into a batch.
+struct Part {
+    shard: ShardId,
+    /// Where its operations end; they begin where those of the one before end.
+    end: usize,
+}
+
+impl Batch {
+    /// Indexes of the operations of some parts.
+    fn ops_of(&self, parts: &Range<usize>) -> Range<usize> {
+        let end = |part: Option<usize>| part.map_or(0, |part| self.parts[part].end);
+        end(parts.start.checked_sub(1))..end(parts.end.checked_sub(1))
+    }
 }
 
 /// What is known of one shard.
@@ -172,7 +189,10 @@ impl<S: Storage> Writer<S> {
         let untold = self.shards.iter().any(|book| book.done.is_some());
         let retry = untold.then(|| Instant::now() + INBOX_RETRY);
         let due = self.check_at.min(self.expire_at);
-        [retry, self.reopen_at].into_iter().flatten().fold(due, Instant::min)
+        [retry, self.reopen_at]
+            .into_iter()
+            .flatten()
+            .fold(due, Instant::min)
     }
 
     /// Gathers a batch that begins with `job`, and commits it.
@@ -205,7 +225,10 @@ impl<S: Storage> Writer<S> {
         self.batch.count += ops.len();
         self.batch.bytes += bytes;
         let Some(book) = self.shards.get_mut(shard.index()) else {
-            log::error!("store: shard {} has no inbox: its operations are ignored", shard.0);
+            log::error!(
+                "store: shard {} has no inbox: its operations are ignored",
+                shard.0
+            );
             return;
         };
         let Some(last) = ops.last() else {
@@ -221,70 +244,111 @@ impl<S: Storage> Writer<S> {
                 self.batch.ops.push(op);
             }
         }
-        self.batch.origins.push((shard, self.batch.ops.len()));
+        let end = self.batch.ops.len();
+        self.batch.parts.push(Part { shard, end });
     }
 
     /// Ends the batch: committed or failed, and written into the shards' books.
     fn commit(&mut self) {
+        let all = 0..self.batch.parts.len();
         if self.reopen_at.is_some() {
-            self.on_failed();
-        } else if !self.batch.ops.is_empty() {
-            let applied = self.apply();
-            match &applied {
-                Ok(applied) => self.on_committed(applied),
-                Err(_) => self.on_failed(),
+            self.on_failed(all);
+        } else if !self.batch.ops.is_empty()
+            && let Err(BackendError::Order(_)) = self.commit_parts(all.clone())
+        {
+            // One shard's mistake is not the others': each submission by itself.
+            for part in all {
+                if self.is_failed(part) {
+                    self.on_failed(part..part + 1);
+                } else if let Err(error) = self.commit_parts(part..part + 1) {
+                    self.on_failed(part..part + 1);
+                    self.note(Err(&error));
+                }
             }
-            self.note(applied.as_ref().map(|_| ()));
         }
         release(&self.shared, self.batch.count, self.batch.bytes);
         self.batch.ops.clear();
-        self.batch.origins.clear();
+        self.batch.parts.clear();
         (self.batch.count, self.batch.bytes) = (0, 0);
     }
 
-    fn apply(&mut self) -> Result<Applied, BackendError> {
-        let (started, now) = (Instant::now(), now_ms());
-        self.shared.commit_since_ms.store(now, Relaxed);
-        let mut applied = self.backend.apply(&self.batch.ops, now);
-        if matches!(applied, Err(BackendError::Busy(_))) {
-            applied = self.backend.apply(&self.batch.ops, now);
-        }
-        self.shared.commit_since_ms.store(0, Relaxed);
+    /// One transaction. Its outcome is in the books, but for [`BackendError::Order`].
+    fn commit_parts(&mut self, parts: Range<usize>) -> Result<(), BackendError> {
+        let ops = self.batch.ops_of(&parts);
+        let started = Instant::now();
+        let applied = self.writing(|backend, batch, now| {
+            let ops = batch.ops.get(ops).unwrap_or_default();
+            match backend.apply(ops, now) {
+                Err(BackendError::Busy(_)) => backend.apply(ops, now),
+                applied => applied,
+            }
+        });
         let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.shared.commit.record(us);
         self.shared.last_commit_us.store(us, Relaxed);
-        applied
+        match applied {
+            Ok(applied) => {
+                self.on_committed(parts, &applied);
+                self.note(Ok(()));
+                Ok(())
+            }
+            Err(BackendError::Order(text)) => Err(BackendError::Order(text)),
+            Err(error) => {
+                self.on_failed(parts);
+                self.note(Err(&error));
+                Ok(())
+            }
+        }
     }
 
-    fn on_committed(&mut self, applied: &Applied) {
-        let count = self.batch.ops.len() as u64;
-        self.shared.ops.fetch_add(count, Relaxed);
+    fn on_committed(&mut self, parts: Range<usize>, applied: &Applied) {
+        let ops = self.batch.ops_of(&parts);
+        self.shared.ops.fetch_add(ops.len() as u64, Relaxed);
         self.shared.commits.fetch_add(1, Relaxed);
         for (index, messages) in &applied.removed {
-            let origins = &self.batch.origins;
-            let origin = origins.partition_point(|(_, end)| end <= index);
-            if let (Some(op), Some((shard, _))) = (self.batch.ops.get(*index), origins.get(origin)) {
-                let done = self.shards[shard.index()].done_up_to(op.ticket);
+            let index = ops.start + index;
+            let part = self.batch.parts.partition_point(|part| part.end <= index);
+            let op = self.batch.ops.get(index);
+            if let (Some(op), Some(part)) = (op, self.batch.parts.get(part)) {
+                let done = self.shards[part.shard.index()].done_up_to(op.ticket);
                 done.removed.push((op.ticket, *messages));
             }
         }
     }
 
-    /// Fails every operation of the batch, and whatever still comes of their generations.
-    fn on_failed(&mut self) {
+    /// Fails operations, and whatever still comes of their generations.
+    fn on_failed(&mut self, parts: Range<usize>) {
         self.failed_lately = true;
-        let count = self.batch.ops.len() as u64;
-        self.shared.ops_failed.fetch_add(count, Relaxed);
         self.shared.commits_failed.fetch_add(1, Relaxed);
-        let mut start = 0;
-        for (shard, end) in &self.batch.origins {
-            let book = &mut self.shards[shard.index()];
-            for op in &self.batch.ops[start..*end] {
+        let failed = self.batch.ops_of(&parts).len() as u64;
+        self.shared.ops_failed.fetch_add(failed, Relaxed);
+        for index in parts {
+            let ops = self.batch.ops_of(&(index..index + 1));
+            let book = &mut self.shards[self.batch.parts[index].shard.index()];
+            for op in &self.batch.ops[ops] {
                 book.done_up_to(op.ticket).failed.push(op.ticket);
                 book.failed_generation = book.failed_generation.max(Some(op.generation));
             }
-            start = *end;
         }
+    }
+
+    /// Whether a part may not be tried, its generation having failed since it was taken.
+    fn is_failed(&self, part: usize) -> bool {
+        let first = self
+            .batch
+            .ops
+            .get(self.batch.ops_of(&(part..part + 1)).start);
+        let failed = self.shards[self.batch.parts[part].shard.index()].failed_generation;
+        first.is_some_and(|op| Some(op.generation) <= failed)
+    }
+
+    /// Does something with the backend that may take long, visibly so.
+    fn writing<T>(&mut self, work: impl FnOnce(&mut S::Backend, &Batch, u64) -> T) -> T {
+        let now = now_ms();
+        self.shared.writing_since_ms.store(now, Relaxed);
+        let outcome = work(&mut self.backend, &self.batch, now);
+        self.shared.writing_since_ms.store(0, Relaxed);
+        outcome
     }
 
     /// Tells shards what is done. Whether all have been told.
@@ -298,8 +362,17 @@ impl<S: Storage> Writer<S> {
                 failed: done.failed,
                 removed: done.removed,
             };
-            if let Err(StoreReply::Done { up_to, failed, removed }) = book.inbox.try_send(reply) {
-                book.done = Some(Done { up_to, failed, removed });
+            if let Err(StoreReply::Done {
+                up_to,
+                failed,
+                removed,
+            }) = book.inbox.try_send(reply)
+            {
+                book.done = Some(Done {
+                    up_to,
+                    failed,
+                    removed,
+                });
             }
         }
         self.shards.iter().all(|book| book.done.is_none())
@@ -325,16 +398,17 @@ impl<S: Storage> Writer<S> {
 
     fn check(&mut self) {
         let probe = self.is_failing() && !std::mem::take(&mut self.failed_lately);
-        if let Err(error) = self.backend.check() {
-            self.note(Err(&error));
-        } else if probe {
-            let probed = self.backend.probe();
-            self.note(probed.as_ref().map(|()| ()));
+        let checked = self.writing(|backend, _, _| {
+            backend.check()?;
+            if probe { backend.probe() } else { Ok(()) }
+        });
+        if probe || checked.is_err() {
+            self.note(checked.as_ref().map(|()| ()));
         }
     }
 
     fn expire(&mut self) {
-        let expired = self.backend.expire(now_ms(), EXPIRE_STEP);
+        let expired = self.writing(|backend, _, now| backend.expire(now, EXPIRE_STEP));
         let pause = match &expired {
             Ok(expired) if !expired.round_done => EXPIRE_EVERY,
             Ok(_) | Err(_) => EXPIRE_ROUND_EVERY,
@@ -385,7 +459,8 @@ impl<S: Storage> Writer<S> {
             BackendError::Broken(_) => {
                 let at = Instant::now() + self.reopen_after;
                 self.reopen_at = Some(at);
-                self.reopen_after = (self.reopen_after * 2).clamp(REOPEN_AFTER_MIN, REOPEN_AFTER_MAX);
+                self.reopen_after =
+                    (self.reopen_after * 2).clamp(REOPEN_AFTER_MIN, REOPEN_AFTER_MAX);
             }
             BackendError::Busy(_) | BackendError::Refused(_) => {}
         }

@@ -41,9 +41,6 @@ struct Cli {
     /// CPUs to pin the threads to, in turn.
     #[arg(long, value_delimiter = ',')]
     cpu: Vec<usize>,
-    /// Congestion control of the connections, to see what the system's choice costs.
-    #[arg(long)]
-    congestion: Option<String>,
     /// Connections to allow for.
     #[arg(long, default_value_t = 15_000)]
     connections: u64,
@@ -77,10 +74,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     for (index, (receiver, wake)) in ends.into_iter().enumerate() {
         let listener =
             open_listener(listen).with_context(|| format!("cannot listen on {listen}"))?;
-        if let Some(name) = &cli.congestion {
-            // Accepted connections inherit it.
-            sockopt::set_tcp_congestion(&listener, name).with_context(|| format!("congestion control {name}"))?;
-        }
         listen = SocketAddr::try_from(net::getsockname(&listener)?)?;
         let others = peers
             .iter()

@@ -142,6 +142,9 @@ impl Worker<'_> {
         }
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
+        if slot.failures == 0 {
+            slot.since_ns = if since_ns == 0 { now_ns } else { since_ns };
+        }
         let token = u64::from(slot.generation) << 32 | u64::from(index);
         let flags = epoll::EventFlags::IN
             | epoll::EventFlags::OUT
@@ -153,12 +156,10 @@ impl Worker<'_> {
         });
         match opened {
             Ok(fd) => {
-                let since_ns = if since_ns == 0 { now_ns } else { since_ns };
                 let (partial, partial_stream) = (Vec::new(), Vec::new());
                 slot.conn = Some(Conn {
                     fd,
                     state: State::Connecting,
-                    since_ns,
                     partial,
                     partial_stream,
                     out,
@@ -177,7 +178,7 @@ impl Worker<'_> {
         let Some(conn) = &mut slot.conn else { return };
         conn.state = State::Ready;
         self.connecting -= 1;
-        let took_ns = self.now_ns.saturating_sub(conn.since_ns);
+        let took_ns = self.now_ns.saturating_sub(slot.since_ns);
         let role = slot.role;
         if role.duty() == Duty::Subscribe {
             self.meter.connect(took_ns);

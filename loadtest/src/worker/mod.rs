@@ -341,6 +341,7 @@ impl<'s> Worker<'s> {
             Phase::Stop => self.stop_streams(),
             Phase::Drain => {
                 self.due = self.due_in_all();
+                // The end of this turn looks whether all is there; the ticks let it look again.
                 self.timers.at(self.now_ns, Due::Tick);
                 return;
             }
@@ -374,11 +375,7 @@ impl<'s> Worker<'s> {
 
     fn outcome(self) -> Outcome {
         Outcome {
-            due: if self.drained || self.due > 0 {
-                self.due
-            } else {
-                self.check.unique
-            },
+            due: self.due,
             unique: self.check.unique,
             duplicated: self.check.duplicated + self.churn_check.duplicated,
             out_of_order: self.check.out_of_order + self.churn_check.out_of_order,

@@ -60,8 +60,6 @@ pub(super) enum State {
 pub(super) struct Conn {
     pub(super) fd: OwnedFd,
     pub(super) state: State,
-    /// When it was begun, or should have been.
-    pub(super) since_ns: u64,
     /// Received bytes that do not make a whole frame yet.
     pub(super) partial: Vec<u8>,
     /// Bytes of a protocol stream that do not make a whole operation yet.
@@ -76,6 +74,8 @@ pub(super) struct Slot {
     /// Rises with every connection, so that a late event does not hit the next one.
     pub(super) generation: u32,
     pub(super) conn: Option<Conn>,
+    /// When the first try to connect was begun, or should have been.
+    pub(super) since_ns: u64,
     /// Failed tries in a row.
     pub(super) failures: u32,
     /// Listed as having bytes to send.
@@ -88,6 +88,7 @@ impl Slot {
             role,
             generation: 0,
             conn: None,
+            since_ns: 0,
             failures: 0,
             dirty: false,
         }

@@ -1,5 +1,5 @@
 //! A relay to test the generator against: the plain protocol, HTTP publishes, and as much of the wSocket
-//! contract as the generator speaks. One blocking thread per connection; it can be told to err.
+//! and Pusher protocols as the generator speaks. One blocking thread per connection; it can be told to err.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -78,6 +78,10 @@ impl Relay {
         let mut accept = Vec::new();
         frame::encode_accept(&mut accept);
         stream.write_all(&accept).ok()?;
+        if target.starts_with("/app/") {
+            let hello = r#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"7.9\",\"activity_timeout\":9}"}"#;
+            send(&mut stream, hello)?;
+        }
         if let Some(topic) = target.strip_prefix("/sub/") {
             self.subscribe(topic, &stream);
         }
@@ -86,6 +90,9 @@ impl Relay {
                 input.drain(..used);
                 match target.strip_prefix("/pub/") {
                     Some(topic) => self.publish(topic, &payload),
+                    None if target.starts_with("/app/") => {
+                        self.handle_pusher(&payload, &mut stream)?
+                    }
                     None => self.handle_wsocket(&payload, &mut stream)?,
                 }
             }
@@ -143,9 +150,33 @@ impl Relay {
             self.publish(channel, message.to_string().as_bytes());
             serde_json::json!({"action": "ack", "id": id, "channel": channel})
         };
-        let mut out = Vec::new();
-        frame::encode_unmasked(reply.to_string().as_bytes(), &mut out);
-        stream.write_all(&out).ok()
+        send(stream, &reply.to_string())
+    }
+
+    /// Publishers are subscribers here, and get their own messages too.
+    fn handle_pusher(&self, payload: &[u8], stream: &mut TcpStream) -> Option<()> {
+        let json: serde_json::Value = serde_json::from_slice(payload).ok()?;
+        if json["event"] != "pusher:subscribe" {
+            self.publish(json["channel"].as_str()?, payload);
+            return Some(());
+        }
+        let (channel, auth) = (
+            json["data"]["channel"].as_str()?,
+            json["data"]["auth"].as_str()?,
+        );
+        let is_signed = auth
+            .strip_prefix("k:")
+            .is_some_and(|signature| signature.len() == 64);
+        let event = if is_signed {
+            "pusher_internal:subscription_succeeded"
+        } else {
+            "pusher:error"
+        };
+        self.subscribe(channel, stream);
+        send(
+            stream,
+            &format!(r#"{{"event":"{event}","channel":"{channel}","data":"{{}}"}}"#),
+        )
     }
 
     fn subscribe(&self, topic: &str, stream: &TcpStream) {
@@ -184,6 +215,12 @@ impl Relay {
             let _ = subscriber.write_all(&bytes);
         }
     }
+}
+
+fn send(stream: &mut TcpStream, text: &str) -> Option<()> {
+    let mut out = Vec::new();
+    frame::encode_unmasked(text.as_bytes(), &mut out);
+    stream.write_all(&out).ok()
 }
 
 /// `None` at the end of the stream.

@@ -26,7 +26,11 @@ pub(super) fn step(
             .prepare_cached(schema::CHANNEL_AFTER_ID)?
             .query_row([*position], |row| {
                 let channel = ChannelRow::from_row(row)?;
-                Ok((channel, row.get::<_, Box<str>>(9)?, row.get::<_, Box<str>>(10)?))
+                Ok((
+                    channel,
+                    row.get::<_, Box<str>>(9)?,
+                    row.get::<_, Box<str>>(10)?,
+                ))
             })
             .optional()?;
         let Some((mut row, app, name)) = next else {

@@ -98,7 +98,9 @@ impl SqliteBackend {
             let mut options = OpenOptions::new();
             let options = options.create(true).truncate(false).write(true).mode(0o600);
             options.open(path).map_err(|error| {
-                fail(format!("cannot open: {error}; give the user of this process the right to write there"))
+                fail(format!(
+                    "cannot open: {error}; give the user of this process the right to write there"
+                ))
             })?;
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -141,7 +143,9 @@ impl SqliteBackend {
         begin: &str,
         body: impl FnOnce(&Connection, &mut ChannelCache) -> Result<T, Error>,
     ) -> Result<T, BackendError> {
-        let Self { db, channels, .. } = self;
+        let Self {
+            db, channels, path, ..
+        } = self;
         let done = db.execute_batch(begin).map_err(Error::from);
         let done = done.and_then(|()| body(db, channels));
         let done = done.and_then(|value| Ok(db.execute_batch("COMMIT").map(|()| value)?));
@@ -149,31 +153,20 @@ impl SqliteBackend {
             channels.clear();
             // Some errors have ended the transaction themselves.
             let undone = db.is_autocommit() || db.execute_batch("ROLLBACK").is_ok();
-            let error = self.explain(error);
-            if undone { error } else { BackendError::Broken(error.to_string()) }
-        })
-    }
-
-    /// What an error means for the one who called.
-    fn explain(&self, error: Error) -> BackendError {
-        let error = match error {
-            Error::Order(text) => return BackendError::Order(text),
-            Error::Sqlite(error) => error,
-        };
-        let text = format!("{}: {error}", self.path.display());
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BackendError::Busy(text),
-            Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
-                BackendError::Refused(text)
+            let error = explain(path, error);
+            if undone {
+                error
+            } else {
+                BackendError::Broken(error.to_string())
             }
-            _ => BackendError::Broken(text),
-        }
+        })
     }
 }
 
 impl Backend for SqliteBackend {
     fn apply(&mut self, ops: &[StoreOp], now_ms: u64) -> Result<Applied, BackendError> {
-        self.set_sync(write::sync_of(ops)).map_err(|error| self.explain(error))?;
+        self.set_sync(write::sync_of(ops))
+            .map_err(|error| explain(&self.path, error))?;
         self.transact("BEGIN IMMEDIATE", |db, channels| {
             write::apply(db, channels, ops, int(now_ms))
         })
@@ -185,11 +178,12 @@ impl Backend for SqliteBackend {
             let _snapshot = self.db.unchecked_transaction()?;
             read::answer(&self.db, read, int(now_ms))
         };
-        answer().map_err(|error: Error| self.explain(error))
+        answer().map_err(|error: Error| explain(&self.path, error))
     }
 
     fn expire(&mut self, now_ms: u64, budget: Duration) -> Result<Expired, BackendError> {
-        self.set_sync(Sync::Process).map_err(|error| self.explain(error))?;
+        self.set_sync(Sync::Process)
+            .map_err(|error| explain(&self.path, error))?;
         let mut position = self.expired_id;
         // Takes the write lock when there is something to write.
         let expired = self.transact("BEGIN DEFERRED", |db, channels| {
@@ -204,13 +198,31 @@ impl Backend for SqliteBackend {
             return Ok(());
         }
         let path = self.path.display();
-        Err(BackendError::Broken(format!("{path}: the open file is no longer there")))
+        Err(BackendError::Broken(format!(
+            "{path}: the open file is no longer there"
+        )))
     }
 
     fn probe(&mut self) -> Result<(), BackendError> {
         // Writes the first page, with what it holds.
         let write = format!("PRAGMA user_version = {}", schema::MIGRATIONS.len());
         self.transact("BEGIN IMMEDIATE", |db, _| Ok(db.execute_batch(&write)?))
+    }
+}
+
+/// What an error means for the one who called.
+fn explain(path: &Path, error: Error) -> BackendError {
+    let error = match error {
+        Error::Order(text) => return BackendError::Order(text),
+        Error::Sqlite(error) => error,
+    };
+    let text = format!("{}: {error}", path.display());
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => BackendError::Busy(text),
+        Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            BackendError::Refused(text)
+        }
+        _ => BackendError::Broken(text),
     }
 }
 

@@ -50,17 +50,26 @@ struct Channel<'db> {
 }
 
 impl Channel<'_> {
-    fn load(self, messages_max: usize, bytes_max: usize, ids_after_ms: u64) -> Result<StoreAnswer, Error> {
+    fn load(
+        self,
+        messages_max: usize,
+        bytes_max: usize,
+        ids_after_ms: u64,
+    ) -> Result<StoreAnswer, Error> {
         let mut newest = Vec::new();
         let mut bytes = 0;
-        self.each(schema::BACKWARD, (self.gone_seq + 1, self.row.last_seq), |message| {
-            bytes += message.weight();
-            if newest.len() >= messages_max || bytes > bytes_max {
-                return false;
-            }
-            newest.push(Arc::new(message));
-            true
-        })?;
+        self.each(
+            schema::BACKWARD,
+            (self.gone_seq + 1, self.row.last_seq),
+            |message| {
+                bytes += message.weight();
+                if newest.len() >= messages_max || bytes > bytes_max {
+                    return false;
+                }
+                newest.push(Arc::new(message));
+                true
+            },
+        )?;
         newest.reverse();
         Ok(StoreAnswer::Loaded(Some(Box::new(Loaded {
             recent_ids: self.ids(int(ids_after_ms))?,
@@ -77,10 +86,15 @@ impl Channel<'_> {
     /// its message. Ids of cleared messages are forgotten.
     fn ids(&self, not_before: i64) -> Result<Vec<(Box<str>, u64, u64)>, Error> {
         let rows = (self.row.gone_seq + 1, self.row.last_seq);
-        let first = Times::new(self.db, &self.row)?.first_above(rows, not_before.saturating_sub(1))?;
+        let first =
+            Times::new(self.db, &self.row)?.first_above(rows, not_before.saturating_sub(1))?;
         let mut select = self.db.prepare_cached(schema::IDS)?;
         let ids = select.query_map([self.row.id, first, self.row.last_seq], |row| {
-            Ok((row.get_ref(0)?.as_str()?.into(), uint(row.get(1)?), uint(row.get(2)?)))
+            Ok((
+                row.get_ref(0)?.as_str()?.into(),
+                uint(row.get(1)?),
+                uint(row.get(2)?),
+            ))
         })?;
         Ok(ids.collect::<Result<_, _>>()?)
     }
@@ -88,7 +102,11 @@ impl Channel<'_> {
     fn page(self, page: &Page) -> Result<StoreAnswer, Error> {
         let seqs = self.bounds(page)?;
         let mut builder = PageBuilder::new(page);
-        let sql = if page.forward { schema::FORWARD } else { schema::BACKWARD };
+        let sql = if page.forward {
+            schema::FORWARD
+        } else {
+            schema::BACKWARD
+        };
         if seqs.0 <= seqs.1 {
             self.each(sql, seqs, |message| builder.add(message))?;
         }
@@ -187,7 +205,11 @@ impl<'p> PageBuilder<'p> {
         let limit = self.page.limit.max(1);
         let count = self.messages.len();
         let bytes = self.bytes.saturating_add(message.weight());
-        let room = if ties { limit.saturating_add(self.page.ties_max) } else { limit };
+        let room = if ties {
+            limit.saturating_add(self.page.ties_max)
+        } else {
+            limit
+        };
         if count >= room || bytes > self.page.bytes_max {
             self.cut = ties;
             return false;
@@ -200,7 +222,10 @@ impl<'p> PageBuilder<'p> {
     fn finish(mut self) -> Vec<Arc<Record>> {
         if self.cut {
             let run = self.messages.last().map(|last| last.timestamp);
-            let start = self.messages.iter().position(|message| Some(message.timestamp) == run);
+            let start = self
+                .messages
+                .iter()
+                .position(|message| Some(message.timestamp) == run);
             // A run that fills a page by itself has to be cut.
             match start {
                 Some(0) | None => {}

@@ -21,7 +21,9 @@ impl<'db> Times<'db> {
 
     /// Timestamp of a message whose row is there.
     pub(super) fn at(&mut self, seq: i64) -> Result<i64, Error> {
-        Ok(self.select.query_row([self.channel, seq], |row| row.get(0))?)
+        Ok(self
+            .select
+            .query_row([self.channel, seq], |row| row.get(0))?)
     }
 
     /// The first of `seqs` (both ends included) whose timestamp is above `ts`; one past the end where none is.
@@ -47,7 +49,11 @@ pub(super) fn gone_at(db: &Connection, row: &ChannelRow, now: i64) -> Result<(i6
     if gone <= row.gone_seq {
         return Ok((row.gone_seq, row.gone_ts));
     }
-    let ts = if gone == row.last_seq { row.last_ts } else { Times::new(db, row)?.at(gone)? };
+    let ts = if gone == row.last_seq {
+        row.last_ts
+    } else {
+        Times::new(db, row)?.at(gone)?
+    };
     Ok((gone, ts))
 }
 
@@ -82,7 +88,8 @@ pub(super) fn purge(
         row.gone_ts = Times::new(db, row)?.at(end)?;
         row.gone_seq = end;
     }
-    db.prepare_cached(schema::MESSAGES_DELETE)?.execute(params![row.id, row.floor_seq, end])?;
+    db.prepare_cached(schema::MESSAGES_DELETE)?
+        .execute(params![row.id, row.floor_seq, end])?;
     let deleted = end - row.floor_seq;
     row.floor_seq = end;
     Ok(deleted)

@@ -83,8 +83,7 @@ pub(super) const BACKWARD: &str = concat!(
     record_columns!(),
     " FROM messages WHERE channel_id = ?1 AND seq BETWEEN ?2 AND ?3 ORDER BY seq DESC"
 );
-pub(super) const IDS: &str =
-    "SELECT msg_id, ts, seq FROM messages WHERE channel_id = ?1 AND seq BETWEEN ?2 AND ?3 ORDER BY seq";
+pub(super) const IDS: &str = "SELECT msg_id, ts, seq FROM messages WHERE channel_id = ?1 AND seq BETWEEN ?2 AND ?3 ORDER BY seq";
 
 /// Every statement above, for the test that none of them reads a whole table.
 #[cfg(test)]

@@ -78,7 +78,8 @@ impl<'ops> Batch<'ops, '_> {
             return Err(contradiction(channel, row, record));
         }
         let (id, publisher, data) = (&*record.id, &*record.publisher, &*record.data);
-        self.insert.execute(params![row.id, seq, ts, id, publisher, data])?;
+        self.insert
+            .execute(params![row.id, seq, ts, id, publisher, data])?;
         (row.last_seq, row.last_ts) = (seq, ts);
         (row.messages_max, row.age_ms) = (int(retention.messages_max), int(retention.age_ms));
         self.added += 1;
