@@ -78,7 +78,7 @@ fn run(addr: SocketAddr) -> Result<(), String> {
     // Caught before anyone is told to connect: a signal that comes early still ends it cleanly.
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| format!("cannot catch signals: {error}"))?;
-    let listener = sys::listen_exclusively(addr)
+    let listener = sys::listen_exclusively(addr, Duration::from_secs(30))
         .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
     let shard = LocalExecutorBuilder::new(Placement::Unbound)
         .name("echo")
@@ -102,7 +102,6 @@ async fn serve(listener: Socket) {
             tolerate_unmasked_control: false,
         },
         handshake_deadline: Duration::from_secs(10),
-        unacked: Duration::from_secs(30),
         connections_max: usize::MAX,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());

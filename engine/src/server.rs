@@ -85,8 +85,8 @@ pub fn run(
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), RunError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(RunError::Signals)?;
-    let (listeners, listen) = bind_all(config.listen, config.cores.len())?;
-    let (admin_listeners, admin) = bind_all(config.admin_listen, 1)?;
+    let (listeners, listen) = bind_all(&config, config.listen, config.cores.len())?;
+    let (admin_listeners, admin) = bind_all(&config, config.admin_listen, 1)?;
     let shards = start_shards(&config, keys, listeners, admin_listeners)?;
     on_ready(&Ready { listen, admin });
     let mut current = config;
@@ -107,9 +107,14 @@ pub fn run(
 }
 
 /// Listening sockets for one address, one per shard; the first settles the port.
-fn bind_all(addr: SocketAddr, count: usize) -> Result<(Vec<Socket>, SocketAddr), RunError> {
+fn bind_all(
+    config: &Config,
+    addr: SocketAddr,
+    count: usize,
+) -> Result<(Vec<Socket>, SocketAddr), RunError> {
+    let unacked = Duration::from_millis(config.limits.unacked_data_ms);
     let failed = |error| RunError::Listen { addr, error };
-    let first = sys::listen_exclusively(addr).map_err(failed)?;
+    let first = sys::listen_exclusively(addr, unacked).map_err(failed)?;
     let bound = first
         .local_addr()
         .map_err(failed)?
@@ -117,7 +122,7 @@ fn bind_all(addr: SocketAddr, count: usize) -> Result<(Vec<Socket>, SocketAddr),
         .unwrap_or(addr);
     let mut sockets = vec![first];
     for _ in 1..count {
-        sockets.push(sys::listen(bound).map_err(failed)?);
+        sockets.push(sys::listen(bound, unacked).map_err(failed)?);
     }
     Ok((sockets, bound))
 }

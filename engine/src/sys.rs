@@ -1,5 +1,6 @@
 //! Raw system calls: all of the engine's `unsafe` is here.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
@@ -46,20 +47,30 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> Sent {
 
 /// The first listening socket of an address: fails when another process listens there, although
 /// sockets that share an address would let it.
-pub fn listen_exclusively(addr: SocketAddr) -> io::Result<Socket> {
+pub fn listen_exclusively(addr: SocketAddr, unacked: Duration) -> io::Result<Socket> {
     if addr.port() != 0 {
         let probe = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         probe.set_reuse_address(true)?;
         probe.bind(&addr.into())?;
     }
-    listen(addr)
+    listen(addr, unacked)
 }
 
 /// A listening socket that shares its address with those of the other shards.
-pub fn listen(addr: SocketAddr) -> io::Result<Socket> {
+///
+/// Its options are those of the connections it accepts, which inherit them at no cost: no Nagle
+/// delay, TCP keepalive, and an end to peers that acknowledge nothing for `unacked` (contract D12).
+pub fn listen(addr: SocketAddr, unacked: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(60))
+            .with_interval(Duration::from_secs(15)),
+    )?;
+    socket.set_tcp_user_timeout(Some(unacked))?;
     socket.bind(&addr.into())?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok(socket)
@@ -71,21 +82,6 @@ pub fn glommio_listener(socket: Socket) -> glommio::net::TcpListener {
     unsafe { glommio::net::TcpListener::from_raw_fd(socket.into_raw_fd()) }
 }
 
-/// Prepares an accepted connection: no Nagle delay, TCP keepalive, and an end to peers that
-/// acknowledge nothing for `unacked` (contract D12).
-pub fn tune(fd: RawFd, unacked: Duration) -> io::Result<()> {
-    // SAFETY: the caller's stream keeps the descriptor open during the call.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let socket = SockRef::from(&fd);
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(Duration::from_secs(60))
-            .with_interval(Duration::from_secs(15)),
-    )?;
-    socket.set_tcp_user_timeout(Some(unacked))
-}
-
 /// Ends a connection's sending half, or both: at once, also while the ring still holds the
 /// descriptor for a pending operation.
 pub fn shutdown(fd: RawFd, how: std::net::Shutdown) {
@@ -95,11 +91,23 @@ pub fn shutdown(fd: RawFd, how: std::net::Shutdown) {
     let _ = SockRef::from(&fd).shutdown(how);
 }
 
-/// 16 random bytes of the system.
+thread_local! {
+    /// Random bytes of the system that were not given out yet.
+    static RANDOM: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+}
+
+/// 16 random bytes of the system, which is asked for many at once.
 pub fn random() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the kernel's random source works once the system is up");
-    bytes
+    const ASKED: usize = 256;
+    RANDOM.with_borrow_mut(|left| {
+        left.pop().unwrap_or_else(|| {
+            let mut bytes = [[0; 16]; ASKED];
+            getrandom::fill(bytes.as_flattened_mut())
+                .expect("the kernel's random source works once the system is up");
+            left.extend_from_slice(&bytes);
+            left.pop().unwrap_or_default()
+        })
+    })
 }
 
 /// A second stream over the same connection, for this thread's executor.

@@ -71,6 +71,10 @@ pub struct Channels {
     /// Publisher connections of each channel.
     #[arg(short = 'p', long, default_value_t = 1)]
     pub publishers: u32,
+    /// Each subscriber publishes to its own channel on its own connection, and gets its messages back:
+    /// one connection for each channel (not for the Pusher protocol).
+    #[arg(long, conflicts_with_all = ["subscribers", "publishers", "shared_publishers"])]
+    pub echo: bool,
     /// Publish to all channels from this many connections instead (not for the plain and Pusher protocols).
     #[arg(long)]
     pub shared_publishers: Option<u32>,
@@ -240,6 +244,9 @@ pub struct TargetOpts {
     /// Path that publishers open or post to (plain).
     #[arg(long, default_value = "/{channel}")]
     pub publish_path: String,
+    /// Path that subscribers open which publish and get their own messages (plain).
+    #[arg(long, default_value = "/{channel}")]
+    pub echo_path: String,
     /// Allow a server on another host. Only measure servers that you run yourself.
     #[arg(long)]
     pub allow_remote: bool,

@@ -45,6 +45,8 @@ pub enum Via {
     Socket,
     /// Requests on one kept-alive HTTP connection, one at a time.
     Http,
+    /// The connection of the channel's one subscriber, which gets its own messages.
+    Subscriber,
 }
 
 /// A connection that publishes.
@@ -160,7 +162,19 @@ impl Plan {
 
     /// Connections that must be there before the run starts.
     pub fn connections(&self) -> u64 {
-        self.subscribers() + self.publishers.len() as u64
+        let own = self
+            .publishers
+            .iter()
+            .filter(|p| p.via != Via::Subscriber)
+            .count();
+        self.subscribers() + own as u64
+    }
+
+    /// The publisher that shares the connection of the subscriber of `channel`.
+    pub fn publisher_of_subscriber(&self, channel: u32) -> Option<u32> {
+        let stream = self.channels[channel as usize].streams.clone().next()?;
+        let publisher = self.streams[stream as usize].publisher;
+        (self.publishers[publisher as usize].via == Via::Subscriber).then_some(publisher)
     }
 
     /// Slots of the completion window of each stream: a power of two, twice the messages in flight.
@@ -190,6 +204,10 @@ impl Plan {
             .first()
             .map(|&s| self.streams[s as usize].channel);
         match channel {
+            // Such channels are alone in their plan and have one subscriber each, so the numbers agree.
+            Some(channel) if self.publishers[publisher as usize].via == Via::Subscriber => {
+                self.thread_of_subscriber(channel, u64::from(channel), threads)
+            }
             Some(channel) if self.channels.len() >= threads * 4 => channel as usize % threads,
             _ => publisher as usize % threads,
         }
@@ -242,6 +260,27 @@ mod tests {
         assert_eq!((plan.streams.len(), plan.publishers.len()), (8, 4));
         assert_eq!(plan.publishers[1].streams.len(), 3);
         assert_eq!(plan.streams.iter().filter(|s| s.publisher == 0).count(), 1);
+    }
+
+    #[test]
+    fn a_publishing_subscriber_is_one_connection_on_one_thread() {
+        for (channels, threads) in [(3, 2), (50, 3)] {
+            let mut plan = Plan::default();
+            plan.add(&Group {
+                subscribers: 1,
+                via: Via::Subscriber,
+                ..group(channels, 1, None)
+            });
+            assert_eq!(plan.connections(), u64::from(channels));
+            for channel in 0..channels {
+                let publisher = plan.publisher_of_subscriber(channel).unwrap();
+                let home = plan.thread_of_subscriber(channel, u64::from(channel), threads);
+                assert_eq!(plan.thread_of_publisher(publisher, threads), home);
+            }
+        }
+        let mut plan = Plan::default();
+        plan.add(&group(1, 1, None));
+        assert_eq!(plan.publisher_of_subscriber(0), None);
     }
 
     #[test]

@@ -67,18 +67,27 @@ fn channels(opts: &Channels, adapter: &Adapter, group: Group) -> anyhow::Result<
         "--shared-publishers: a connection of this protocol publishes to one channel only"
     );
     ensure!(
+        !opts.echo || adapter.can_echo(),
+        "--echo: this protocol sends nobody their own messages"
+    );
+    ensure!(
         opts.shared_publishers != Some(0),
         "--shared-publishers: at least 1"
     );
-    let publishers = if opts.shared_publishers.is_some() {
+    let publishers = if opts.shared_publishers.is_some() || opts.echo {
         1
     } else {
         opts.publishers
     };
     Ok(Group {
         channels: opts.channels,
-        subscribers: opts.subscribers,
-        publishers: opts.publishers,
+        subscribers: if opts.echo { 1 } else { opts.subscribers },
+        publishers: if opts.echo { 1 } else { opts.publishers },
+        via: if opts.echo {
+            Via::Subscriber
+        } else {
+            Via::Socket
+        },
         shared_publishers: opts.shared_publishers,
         pace: pace(opts.rate, publishers * opts.channels, opts.in_flight)?,
         ..group
@@ -236,6 +245,7 @@ mod tests {
             .is_err()
         );
         assert!(plan_of(&["channels", "--shared-publishers", "2"]).is_ok());
+        assert!(plan_of(&["channels", "--echo", "--protocol", "pusher"]).is_err());
         assert!(plan_of(&["http", "--protocol", "nats"]).is_err());
         assert!(plan_of(&["idle", "-n", "10", "-c", "3"]).is_err());
         assert!(plan_of(&["fanout", "--rate", "0"]).is_err());

@@ -24,7 +24,7 @@ fn try_run(port: u16, words: &str) -> anyhow::Result<Report> {
 }
 
 fn run_plain(port: u16, words: &str) -> Report {
-    let paths = "--protocol plain --subscribe-path /sub/{channel} --publish-path /pub/{channel}";
+    let paths = "--protocol plain --subscribe-path /sub/{channel} --publish-path /pub/{channel} --echo-path /echo/{channel}";
     try_run(port, &format!("{words} {paths}")).unwrap()
 }
 
@@ -89,6 +89,8 @@ fn channels_do_not_mix() {
         "channels -c 20 -n 2",
         "channels -c 20 -n 2 -t 2",
         "channels -c 20 --rate 500",
+        "channels -c 20 --echo",
+        "channels -c 3 --echo -t 2",
     ] {
         let report = run_plain(port, words);
         assert_clean(&report);
@@ -102,6 +104,7 @@ fn wsocket_subscribes_publishes_and_reads_acks() {
     for words in [
         "fanout -n 5 --key k --persist false",
         "channels -c 9 --shared-publishers 2 --key k",
+        "channels -c 9 --echo --key k",
     ] {
         let report = try_run(port, words).unwrap();
         assert_clean(&report);

@@ -66,7 +66,6 @@ pub(super) async fn run(plan: Plan) {
             tolerate_unmasked_control: true,
         },
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
-        unacked: Duration::from_millis(plan.options.limits.unacked_data_ms),
         connections_max: plan.connections_max,
     };
     let shards = usize::from(plan.placement.shards());

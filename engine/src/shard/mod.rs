@@ -48,8 +48,6 @@ pub struct Settings {
     pub decoder: DecoderConfig,
     /// From accept to a complete request head.
     pub handshake_deadline: Duration,
-    /// Sent data without acknowledgement that ends a connection.
-    pub unacked: Duration,
     /// Connections and pending handshakes of this shard.
     pub connections_max: usize,
 }
@@ -240,11 +238,6 @@ impl<C: Core> ShardRuntime<C> {
     }
 
     fn admit(self: &Rc<Self>, stream: TcpStream) {
-        use std::os::fd::AsRawFd;
-        if let Err(error) = crate::sys::tune(stream.as_raw_fd(), self.settings.unacked) {
-            log::debug!("shard {}: accepted socket is gone: {error}", self.id.0);
-            return;
-        }
         glommio::spawn_local(crate::conn::head::serve(self.clone(), stream)).detach();
     }
 

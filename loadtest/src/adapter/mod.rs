@@ -18,6 +18,8 @@ pub enum Duty {
     Subscribe,
     /// Publishes to a channel.
     Publish,
+    /// Subscribes to a channel, publishes to it, and gets its own messages.
+    Echo,
 }
 
 /// What an unstamped message means for the run.
@@ -136,6 +138,11 @@ impl Adapter {
     /// Whether messages form a byte stream that ignores frame boundaries; see [`nats::split`].
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Nats(_))
+    }
+
+    /// Whether a publisher can be sent its own messages.
+    pub fn can_echo(&self) -> bool {
+        !matches!(self, Self::Pusher(_))
     }
 
     /// Whether a publisher connection serves one channel only.

@@ -29,10 +29,11 @@ pub fn split(bytes: &[u8]) -> Option<(&[u8], usize)> {
 impl Nats {
     pub(super) fn on_open(self, duty: Duty, channel: &str, out: &mut Vec<u8>) -> Event {
         // The PONG to this PING tells that CONNECT and SUB were taken.
-        let mut text = String::from(
-            "CONNECT {\"verbose\":false,\"pedantic\":false,\"echo\":false,\"protocol\":1}\r\n",
+        let echo = duty == Duty::Echo;
+        let mut text = format!(
+            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"echo\":{echo},\"protocol\":1}}\r\n"
         );
-        if duty == Duty::Subscribe {
+        if duty != Duty::Publish {
             text.push_str(&format!("SUB {channel} 1\r\n"));
         }
         text.push_str("PING\r\n");

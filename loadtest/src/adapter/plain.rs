@@ -13,6 +13,7 @@ use crate::stamp::encode_payload;
 pub struct Plain {
     subscribe_path: String,
     publish_path: String,
+    echo_path: String,
 }
 
 impl Plain {
@@ -21,6 +22,7 @@ impl Plain {
         Self {
             subscribe_path: opts.subscribe_path.clone(),
             publish_path: opts.publish_path.clone(),
+            echo_path: opts.echo_path.clone(),
         }
     }
 
@@ -28,6 +30,7 @@ impl Plain {
         let path = match duty {
             Duty::Subscribe => &self.subscribe_path,
             Duty::Publish => &self.publish_path,
+            Duty::Echo => &self.echo_path,
         };
         path.replace("{channel}", channel)
     }
@@ -62,8 +65,10 @@ mod tests {
         let plain = Plain {
             subscribe_path: "/sub/{channel}".into(),
             publish_path: "/pub/{channel}?x=1".into(),
+            echo_path: "/echo/{channel}".into(),
         };
         assert_eq!(plain.target(Duty::Subscribe, "c-1"), "/sub/c-1");
+        assert_eq!(plain.target(Duty::Echo, "c-1"), "/echo/c-1");
         assert_eq!(plain.target(Duty::Publish, "c-1"), "/pub/c-1?x=1");
         let mut out = Vec::new();
         let stamp = Stamp {

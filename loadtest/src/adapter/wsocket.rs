@@ -31,14 +31,14 @@ impl Wsocket {
     pub(super) fn target(&self, duty: Duty) -> String {
         match duty {
             Duty::Subscribe => format!("/?key={}", self.key),
-            Duty::Publish => format!("/?key={}", self.publish_key),
+            Duty::Publish | Duty::Echo => format!("/?key={}", self.publish_key),
         }
     }
 
     pub(super) fn on_open(&self, duty: Duty, channel: &str, out: &mut Vec<u8>) -> Event {
         match duty {
             Duty::Publish => Event::Ready,
-            Duty::Subscribe => {
+            Duty::Subscribe | Duty::Echo => {
                 frame::encode_with(Opcode::Text, out, |out| {
                     out.extend_from_slice(b"{\"action\":\"subscribe\",\"channel\":\"");
                     out.extend_from_slice(channel.as_bytes());

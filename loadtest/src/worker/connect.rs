@@ -180,7 +180,7 @@ impl Worker<'_> {
         self.connecting -= 1;
         let took_ns = self.now_ns.saturating_sub(slot.since_ns);
         let role = slot.role;
-        if role.duty() == Duty::Subscribe {
+        if role.duty() != Duty::Publish {
             self.meter.connect(took_ns);
         }
         match role {

@@ -190,38 +190,56 @@ impl<'s> Worker<'s> {
     fn take_share(&mut self) {
         let shared = self.shared;
         let (plan, threads) = (&shared.plan, shared.settings.threads);
-        for (publisher, of_plan) in plan.publishers.iter().enumerate() {
-            let index = publisher as u32;
-            if plan.thread_of_publisher(index, threads) == self.index {
-                self.publishers[publisher] = Some(PublisherState::new(self.slots.len() as u32));
-                self.slots.push(Slot::new(match of_plan.via {
-                    Via::Socket => Role::Publisher { publisher: index },
-                    Via::Http => Role::Http { publisher: index },
-                }));
+        for (publisher, of_plan) in (0u32..).zip(&plan.publishers) {
+            let role = match of_plan.via {
+                Via::Socket => Role::Publisher { publisher },
+                Via::Http => Role::Http { publisher },
+                Via::Subscriber => continue,
+            };
+            if plan.thread_of_publisher(publisher, threads) == self.index {
+                self.add_publisher(publisher);
+                self.slots.push(Slot::new(role));
             }
         }
         let mut counted = 0;
-        for (channel, of_plan) in plan.channels.iter().enumerate() {
+        for (channel, of_plan) in (0u32..).zip(&plan.channels) {
             let mut holders = vec![false; threads];
             for _ in 0..of_plan.subscribers {
-                let thread = plan.thread_of_subscriber(channel as u32, counted, threads);
+                let thread = plan.thread_of_subscriber(channel, counted, threads);
                 counted += 1;
                 holders[thread] = true;
                 if thread == self.index {
-                    self.local_subscribers[channel] += 1;
-                    let cell = self.check.add_cells(of_plan.streams.len(), false) as u32;
-                    self.slots.push(Slot::new(Role::Subscriber {
-                        channel: channel as u32,
-                        cell,
-                    }));
+                    self.add_subscriber(channel);
                 }
             }
-            self.threads_of_channel[channel] =
-                holders.iter().filter(|&&holds| holds).count() as u32;
+            let holding = holders.iter().filter(|&&holds| holds).count();
+            self.threads_of_channel[channel as usize] = holding as u32;
         }
         self.to_connect
             .extend((0..self.slots.len() as u32).map(|slot| (slot, 0)));
         self.take_churn_share();
+    }
+
+    /// The publisher uses the slot that is added next.
+    fn add_publisher(&mut self, publisher: u32) {
+        let slot = self.slots.len() as u32;
+        self.publishers[publisher as usize] = Some(PublisherState::new(slot));
+    }
+
+    fn add_subscriber(&mut self, channel: u32) {
+        self.local_subscribers[channel as usize] += 1;
+        let streams = self.shared.plan.channels[channel as usize].streams.len();
+        let cell = self.check.add_cells(streams, false) as u32;
+        let publisher = self.shared.plan.publisher_of_subscriber(channel);
+        if let Some(publisher) = publisher {
+            self.add_publisher(publisher);
+        }
+        let publishes = publisher.is_some();
+        self.slots.push(Slot::new(Role::Subscriber {
+            channel,
+            cell,
+            publishes,
+        }));
     }
 
     /// Runs until the coordinator ends the run.

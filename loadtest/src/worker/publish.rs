@@ -312,9 +312,12 @@ impl Worker<'_> {
             conn.state = State::Handshaking;
         }
         if sent == conn.out.len() {
-            // Subscribers send next to nothing: their buffers are given back.
+            // Mere subscribers send next to nothing: their buffers are given back.
             match slot.role {
                 Role::Publisher { .. } | Role::Http { .. } => conn.out.clear(),
+                Role::Subscriber {
+                    publishes: true, ..
+                } => conn.out.clear(),
                 Role::Subscriber { .. } | Role::Churn { .. } => conn.out = Vec::new(),
             }
         } else {

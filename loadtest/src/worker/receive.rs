@@ -245,7 +245,7 @@ impl Worker<'_> {
 
     fn on_delivery(&mut self, role: Role, stamp: Stamp) {
         let (channel, cell, is_checked) = match role {
-            Role::Subscriber { channel, cell } => (channel, cell, true),
+            Role::Subscriber { channel, cell, .. } => (channel, cell, true),
             Role::Churn { channel, cell } => (channel, cell, false),
             // A protocol in which a publisher has to subscribe sends it the messages of the others.
             Role::Publisher { .. } | Role::Http { .. } => return,

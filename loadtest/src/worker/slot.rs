@@ -8,8 +8,12 @@ use crate::plan::Plan;
 /// What a slot's connection is there for, for the whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Subscribed to a channel and checked from `cell` of the order check on.
-    Subscriber { channel: u32, cell: u32 },
+    /// Subscribed to a channel and checked from `cell` of the order check on; some publish, too.
+    Subscriber {
+        channel: u32,
+        cell: u32,
+        publishes: bool,
+    },
     /// Publishes on a WebSocket.
     Publisher { publisher: u32 },
     /// Publishes over HTTP.
@@ -21,6 +25,9 @@ pub(super) enum Role {
 impl Role {
     pub(super) fn duty(self) -> Duty {
         match self {
+            Self::Subscriber {
+                publishes: true, ..
+            } => Duty::Echo,
             Self::Subscriber { .. } | Self::Churn { .. } => Duty::Subscribe,
             Self::Publisher { .. } | Self::Http { .. } => Duty::Publish,
         }

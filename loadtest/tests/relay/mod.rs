@@ -82,13 +82,14 @@ impl Relay {
             let hello = r#"{"event":"pusher:connection_established","data":"{\"socket_id\":\"7.9\",\"activity_timeout\":9}"}"#;
             send(&mut stream, hello)?;
         }
-        if let Some(topic) = target.strip_prefix("/sub/") {
+        let echo = target.strip_prefix("/echo/");
+        if let Some(topic) = target.strip_prefix("/sub/").or(echo) {
             self.subscribe(topic, &stream);
         }
         loop {
             while let Some((_, payload, used)) = frame::parse_masked(&input) {
                 input.drain(..used);
-                match target.strip_prefix("/pub/") {
+                match target.strip_prefix("/pub/").or(echo) {
                     Some(topic) => self.publish(topic, &payload),
                     None if target.starts_with("/app/") => {
                         self.handle_pusher(&payload, &mut stream)?

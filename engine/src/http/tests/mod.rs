@@ -42,7 +42,8 @@ struct Node {
 impl Node {
     fn start(cors_origins: &'static [&'static str], shards: usize) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (public, admin) = (sys::listen(any).unwrap(), sys::listen(any).unwrap());
+        let listen = || sys::listen(any, Duration::from_secs(10)).unwrap();
+        let (public, admin) = (listen(), listen());
         let address = |socket: &socket2::Socket| socket.local_addr().unwrap().as_socket().unwrap();
         let (public_address, admin_address) = (address(&public), address(&admin));
         let (stage, stages) = inbox::bounded(4);
@@ -64,7 +65,6 @@ impl Node {
             let settings = Settings {
                 decoder,
                 handshake_deadline: Duration::from_secs(10),
-                unacked: Duration::from_secs(10),
                 connections_max: 1000,
             };
             let config = ShardConfig {
