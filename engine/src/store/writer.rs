@@ -29,8 +29,8 @@ use crate::shard::inbox::InboxSender;
 const EXPIRE_STEP: Duration = Duration::from_millis(2);
 /// From the end of a step to the next: expiry takes a tenth of the thread at most.
 const EXPIRE_EVERY: Duration = Duration::from_millis(20);
-/// From the end of a round over all channels to the next.
-const EXPIRE_ROUND_EVERY: Duration = Duration::from_secs(30);
+/// From the end of a round to the question whether another is due.
+const EXPIRE_ROUND_EVERY: Duration = Duration::from_secs(1);
 /// Between two looks whether the storage is well: how soon it is seen that it is again, without traffic. Tests wait for
 /// several.
 const CHECK_EVERY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
@@ -319,8 +319,8 @@ impl<S: Storage> Writer<S> {
     /// Fails operations, and whatever still comes of their generations.
     fn on_failed(&mut self, parts: Range<usize>) {
         self.failed_lately = true;
-        self.shared.commits_failed.fetch_add(1, Relaxed);
         let failed = self.batch.ops_of(&parts).len() as u64;
+        self.shared.commits_failed.fetch_add(failed.min(1), Relaxed);
         self.shared.ops_failed.fetch_add(failed, Relaxed);
         for index in parts {
             let ops = self.batch.ops_of(&(index..index + 1));
@@ -403,7 +403,7 @@ impl<S: Storage> Writer<S> {
             if probe { backend.probe() } else { Ok(()) }
         });
         if probe || checked.is_err() {
-            self.note(checked.as_ref().map(|()| ()));
+            self.note(checked.as_ref().copied());
         }
     }
 

@@ -8,7 +8,7 @@ use shardwire_proto::record::StoredChannel;
 
 use super::{Error, schema};
 
-/// Channels remembered, about 250 bytes each. Past it all are forgotten: a miss costs one look-up by name.
+/// Channels remembered, about 300 bytes each. Past it all are forgotten: a miss costs one look-up by name.
 const CHANNELS_CACHED_MAX: usize = 1 << 17;
 
 /// A channel, as in [`schema`].
@@ -20,7 +20,6 @@ pub(super) struct ChannelRow {
     pub(super) last_ts: i64,
     pub(super) gone_seq: i64,
     pub(super) gone_ts: i64,
-    pub(super) floor_seq: i64,
     pub(super) messages_max: i64,
     pub(super) age_ms: i64,
 }
@@ -35,7 +34,6 @@ impl ChannelRow {
             last_ts: 0,
             gone_seq: 0,
             gone_ts: 0,
-            floor_seq: 0,
             messages_max: 0,
             age_ms: 0,
         }
@@ -54,9 +52,8 @@ impl ChannelRow {
             last_ts: row.get(3)?,
             gone_seq: row.get(4)?,
             gone_ts: row.get(5)?,
-            floor_seq: row.get(6)?,
-            messages_max: row.get(7)?,
-            age_ms: row.get(8)?,
+            messages_max: row.get(6)?,
+            age_ms: row.get(7)?,
         })
     }
 
@@ -68,7 +65,6 @@ impl ChannelRow {
             self.last_ts,
             self.gone_seq,
             self.gone_ts,
-            self.floor_seq,
             self.messages_max,
             self.age_ms,
             app,
@@ -84,7 +80,6 @@ impl ChannelRow {
             self.last_ts,
             self.gone_seq,
             self.gone_ts,
-            self.floor_seq,
             self.messages_max,
             self.age_ms
         ])?;
@@ -92,24 +87,25 @@ impl ChannelRow {
     }
 }
 
-/// Channels by name, as the writer's last transaction has left them. Cleared when a transaction fails.
+/// Channels as the writer's transactions have left them. Cleared when one fails.
 #[derive(Debug, Default)]
 pub(super) struct ChannelCache {
     /// App, then name, to an index into `slots`.
     by_name: HashMap<Arc<str>, HashMap<Arc<str>, usize>>,
+    by_id: HashMap<i64, usize>,
     slots: Vec<Slot>,
+    /// Indexes of the channels that the transaction in the making has changed.
+    touched: Vec<usize>,
     /// The highest id given, once known.
     id_max: Option<i64>,
 }
 
-/// A channel in the cache.
 #[derive(Debug)]
-pub(super) struct Slot {
-    pub(super) row: ChannelRow,
-    /// It has a row in the table.
-    pub(super) stored: bool,
-    /// The transaction in the making has changed it.
-    pub(super) touched: bool,
+struct Slot {
+    row: ChannelRow,
+    /// What the row is to be inserted with; `None` once it is in the table.
+    unstored: Option<(Arc<str>, Arc<str>)>,
+    touched: bool,
 }
 
 impl ChannelCache {
@@ -124,8 +120,31 @@ impl ChannelCache {
         }
     }
 
-    pub(super) fn slot(&mut self, index: usize) -> &mut Slot {
-        &mut self.slots[index]
+    /// A channel, to be read.
+    pub(super) fn row(&self, index: usize) -> &ChannelRow {
+        &self.slots[index].row
+    }
+
+    /// A channel, to be changed: [`Self::store`] writes it.
+    pub(super) fn change(&mut self, index: usize) -> &mut ChannelRow {
+        let slot = &mut self.slots[index];
+        if !std::mem::replace(&mut slot.touched, true) {
+            self.touched.push(index);
+        }
+        &mut slot.row
+    }
+
+    /// Writes what was changed since the last call.
+    pub(super) fn store(&mut self, db: &Connection) -> Result<(), Error> {
+        for index in std::mem::take(&mut self.touched) {
+            let slot = &mut self.slots[index];
+            slot.touched = false;
+            match slot.unstored.take() {
+                Some((app, name)) => slot.row.insert(db, &app, &name)?,
+                None => slot.row.update(db)?,
+            }
+        }
+        Ok(())
     }
 
     /// Index of a channel, read from the table where it is not known; `None` where it is not there either.
@@ -139,10 +158,25 @@ impl ChannelCache {
             return Ok(Some(*index));
         }
         let row = ChannelRow::by_name(db, &channel.app, &channel.name)?;
-        Ok(row.map(|row| self.insert(channel, row, true)))
+        Ok(row.map(|row| self.insert(&channel.app, &channel.name, row)))
     }
 
-    /// Adds a channel that is not in the table; it gets its row when the transaction ends.
+    /// As [`Self::find`], by id.
+    pub(super) fn find_id(&mut self, db: &Connection, id: i64) -> Result<Option<usize>, Error> {
+        if let Some(index) = self.by_id.get(&id) {
+            return Ok(Some(*index));
+        }
+        let mut select = db.prepare_cached(schema::CHANNEL_BY_ID)?;
+        let found = select.query_row([id], |row| {
+            let app: Arc<str> = row.get_ref(8)?.as_str()?.into();
+            let name: Arc<str> = row.get_ref(9)?.as_str()?.into();
+            Ok((ChannelRow::from_row(row)?, app, name))
+        });
+        let found = found.optional()?;
+        Ok(found.map(|(row, app, name)| self.insert(&app, &name, row)))
+    }
+
+    /// Adds a channel that is not in the table. It gets its row when it has been changed.
     pub(super) fn create(
         &mut self,
         db: &Connection,
@@ -157,24 +191,19 @@ impl ChannelCache {
         };
         self.id_max = Some(id_max + 1);
         let row = ChannelRow::new(id_max + 1, channel.epoch.clone());
-        Ok(self.insert(channel, row, false))
+        let index = self.insert(&channel.app, &channel.name, row);
+        self.slots[index].unstored = Some((channel.app.clone(), channel.name.clone()));
+        Ok(index)
     }
 
-    /// Puts a row that was changed behind the cache's back into it, where it is known.
-    pub(super) fn replace(&mut self, app: &str, name: &str, row: ChannelRow) {
-        let known = self.by_name.get(app).and_then(|names| names.get(name));
-        if let Some(index) = known {
-            self.slots[*index].row = row;
-        }
-    }
-
-    fn insert(&mut self, channel: &StoredChannel, row: ChannelRow, stored: bool) -> usize {
+    fn insert(&mut self, app: &Arc<str>, name: &Arc<str>, row: ChannelRow) -> usize {
         let index = self.slots.len();
-        let names = self.by_name.entry(channel.app.clone()).or_default();
-        names.insert(channel.name.clone(), index);
+        let names = self.by_name.entry(app.clone()).or_default();
+        names.insert(name.clone(), index);
+        self.by_id.insert(row.id, index);
         self.slots.push(Slot {
             row,
-            stored,
+            unstored: None,
             touched: false,
         });
         index

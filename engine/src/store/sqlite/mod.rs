@@ -5,10 +5,11 @@
 //! process out. On disk: [`schema`].
 
 mod channels;
-mod expire;
+mod checkpoint;
 mod read;
 mod retention;
 mod schema;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -22,7 +23,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use shardwire_proto::record::{StoreAnswer, StoreOp, StoreRead, Sync};
 
 use self::channels::ChannelCache;
+use self::checkpoint::Checkpointer;
 use self::schema::SchemaError;
+use self::sweep::Sweep;
 use super::{Applied, Backend, BackendError, Expired, Role, Storage};
 
 /// Name of the database in the data folder.
@@ -35,20 +38,16 @@ const STATEMENTS_CACHED: usize = 32;
 
 /// Settings of every connection, in this order.
 ///
-/// - `page_size`: takes effect in an empty file. 4 KiB is the unit of the page cache and of most disks. An append to a
-///   channel that was not appended to lately rewrites a page, so larger ones cost more there.
-/// - `wal_autocheckpoint`: pages (16 MiB). A page changed often is copied into the database once per checkpoint, so
-///   seldom is cheap; a checkpoint of this size takes tens of ms of the writer's time, which is what an ack waits then.
-/// - `journal_size_limit`: bytes of log file kept after a burst.
-/// - `cache_size`: KiB, negative; per connection. Holds the last pages of some thousand channels.
+/// - `page_size`: takes effect in an empty file. 4 KiB is the unit of the page cache and of most disks.
+/// - `journal_size_limit`: bytes of log file kept after a burst; twice what [`checkpoint`] lets it grow to.
+/// - `cache_size`: KiB, negative; per connection. The writer's holds the index of some million messages.
 /// - `mmap_size` stays 0: an error of a mapped file is a signal, not a return value.
 const SETTINGS: &str = "
     PRAGMA page_size = 4096;
     PRAGMA journal_mode = WAL;
     PRAGMA synchronous = NORMAL;
-    PRAGMA wal_autocheckpoint = 4096;
-    PRAGMA journal_size_limit = 67108864;
-    PRAGMA cache_size = -32768;
+    PRAGMA journal_size_limit = 134217728;
+    PRAGMA cache_size = -65536;
     PRAGMA temp_store = MEMORY;
 ";
 const SETTINGS_READER: &str = "PRAGMA cache_size = -8192; PRAGMA query_only = ON;";
@@ -78,6 +77,8 @@ impl Storage for Sqlite {
 /// A connection to the database file.
 #[derive(Debug)]
 pub struct SqliteBackend {
+    /// The writer's. Before `db`, so that the writer's connection is the last to be closed.
+    checkpointer: Option<Checkpointer>,
     db: Connection,
     path: PathBuf,
     /// Device and inode of what is open.
@@ -86,8 +87,8 @@ pub struct SqliteBackend {
     sync: Sync,
     /// The writer's: channels as committed.
     channels: ChannelCache,
-    /// The channel that expiry has looked at last.
-    expired_id: i64,
+    /// The writer's: where deletion is, as committed.
+    sweep: Sweep,
 }
 
 impl SqliteBackend {
@@ -106,7 +107,8 @@ impl SqliteBackend {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let file = inode(path).map_err(|error| fail(error.to_string()))?;
         let opened = Connection::open_with_flags(path, flags).map_err(SchemaError::from);
-        let db = opened.and_then(|db| prepare(db, role)).map_err(|error| match error {
+        let prepared = opened.and_then(|db| prepare(db, path, role));
+        let (db, checkpointer) = prepared.map_err(|error| match error {
             SchemaError::Foreign => fail("is a database of another program; move it away".to_owned()),
             SchemaError::Later(version) => fail(format!(
                 "has schema version {version}, this program knows up to {}: it was used by a later version",
@@ -115,12 +117,13 @@ impl SqliteBackend {
             SchemaError::Sqlite(error) => fail(error.to_string()),
         })?;
         Ok(Self {
+            checkpointer,
             db,
             path: path.to_owned(),
             file,
             sync: Sync::Process,
             channels: ChannelCache::default(),
-            expired_id: 0,
+            sweep: Sweep::default(),
         })
     }
 
@@ -141,14 +144,27 @@ impl SqliteBackend {
     fn transact<T>(
         &mut self,
         begin: &str,
-        body: impl FnOnce(&Connection, &mut ChannelCache) -> Result<T, Error>,
+        body: impl FnOnce(&Connection, &mut ChannelCache, &mut Sweep) -> Result<T, Error>,
     ) -> Result<T, BackendError> {
         let Self {
-            db, channels, path, ..
+            db,
+            channels,
+            path,
+            sweep,
+            checkpointer,
+            ..
         } = self;
+        channels.make_room();
+        let mut swept = *sweep;
         let done = db.execute_batch(begin).map_err(Error::from);
-        let done = done.and_then(|()| body(db, channels));
+        let done = done.and_then(|()| body(db, channels, &mut swept));
         let done = done.and_then(|value| Ok(db.execute_batch("COMMIT").map(|()| value)?));
+        if done.is_ok() {
+            *sweep = swept;
+            if let Some(checkpointer) = checkpointer {
+                checkpointer.fold_rest(db);
+            }
+        }
         done.map_err(|error| {
             channels.clear();
             // Some errors have ended the transaction themselves.
@@ -167,8 +183,8 @@ impl Backend for SqliteBackend {
     fn apply(&mut self, ops: &[StoreOp], now_ms: u64) -> Result<Applied, BackendError> {
         self.set_sync(write::sync_of(ops))
             .map_err(|error| explain(&self.path, error))?;
-        self.transact("BEGIN IMMEDIATE", |db, channels| {
-            write::apply(db, channels, ops, int(now_ms))
+        self.transact("BEGIN IMMEDIATE", |db, channels, sweep| {
+            write::apply(db, channels, sweep, ops, int(now_ms))
         })
     }
 
@@ -182,15 +198,19 @@ impl Backend for SqliteBackend {
     }
 
     fn expire(&mut self, now_ms: u64, budget: Duration) -> Result<Expired, BackendError> {
+        let now = int(now_ms);
+        if !self.sweep.is_due(now) {
+            return Ok(Expired {
+                messages: 0,
+                round_done: true,
+            });
+        }
         self.set_sync(Sync::Process)
             .map_err(|error| explain(&self.path, error))?;
-        let mut position = self.expired_id;
         // Takes the write lock when there is something to write.
-        let expired = self.transact("BEGIN DEFERRED", |db, channels| {
-            expire::step(db, channels, &mut position, int(now_ms), budget)
-        })?;
-        self.expired_id = position;
-        Ok(expired)
+        self.transact("BEGIN DEFERRED", |db, channels, sweep| {
+            sweep.step(db, channels, now, budget)
+        })
     }
 
     fn check(&mut self) -> Result<(), BackendError> {
@@ -206,7 +226,7 @@ impl Backend for SqliteBackend {
     fn probe(&mut self) -> Result<(), BackendError> {
         // Writes the first page, with what it holds.
         let write = format!("PRAGMA user_version = {}", schema::MIGRATIONS.len());
-        self.transact("BEGIN IMMEDIATE", |db, _| Ok(db.execute_batch(&write)?))
+        self.transact("BEGIN IMMEDIATE", |db, _, _| Ok(db.execute_batch(&write)?))
     }
 }
 
@@ -227,22 +247,23 @@ fn explain(path: &Path, error: Error) -> BackendError {
 }
 
 /// Makes a connection ready for its role.
-fn prepare(mut db: Connection, role: Role) -> Result<Connection, SchemaError> {
+fn prepare(
+    mut db: Connection,
+    path: &Path,
+    role: Role,
+) -> Result<(Connection, Option<Checkpointer>), SchemaError> {
     db.busy_timeout(BUSY_TIMEOUT)?;
     db.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-    match role {
-        Role::Writer => {
-            // Before anything is written: a file of somebody else stays as it is.
-            schema::version(&db)?;
-            db.execute_batch(SETTINGS)?;
-            schema::migrate(&mut db)?;
-        }
-        Role::Reader => {
-            db.execute_batch(SETTINGS_READER)?;
-            schema::version(&db)?;
-        }
+    // Before anything is written: a file of somebody else stays as it is.
+    schema::version(&db)?;
+    if role == Role::Reader {
+        db.execute_batch(SETTINGS_READER)?;
+        return Ok((db, None));
     }
-    Ok(db)
+    db.execute_batch(SETTINGS)?;
+    schema::migrate(&mut db)?;
+    let checkpointer = Checkpointer::start(path, &mut db)?;
+    Ok((db, Some(checkpointer)))
 }
 
 fn inode(path: &Path) -> std::io::Result<(u64, u64)> {

@@ -1,6 +1,6 @@
-//! What of a channel is gone: exactly, for readers; and the deletion of its rows, in bounded pieces.
+//! What of a channel is gone at an instant, whether or not its rows are still there.
 
-use rusqlite::{CachedStatement, Connection, params};
+use rusqlite::{CachedStatement, Connection};
 
 use super::channels::ChannelRow;
 use super::{Error, schema};
@@ -58,7 +58,7 @@ pub(super) fn gone_at(db: &Connection, row: &ChannelRow, now: i64) -> Result<(i6
 }
 
 /// The newest message as old as the retention's age, or `gone_seq` where none is.
-pub(super) fn gone_by_age(db: &Connection, row: &ChannelRow, now: i64) -> Result<i64, Error> {
+fn gone_by_age(db: &Connection, row: &ChannelRow, now: i64) -> Result<i64, Error> {
     let newest_gone_ts = now.saturating_sub(row.age_ms);
     if row.last_ts <= newest_gone_ts {
         return Ok(row.last_seq);
@@ -72,36 +72,9 @@ pub(super) fn gone_by_age(db: &Connection, row: &ChannelRow, now: i64) -> Result
     Ok(times.first_above((oldest, row.last_seq), newest_gone_ts)? - 1)
 }
 
-/// Deletes the oldest rows, up to the message `target` and at most `rows_max`; they are gone then. Returns how many
-/// were deleted. The row has to be stored afterwards.
-pub(super) fn purge(
-    db: &Connection,
-    row: &mut ChannelRow,
-    target: i64,
-    rows_max: i64,
-) -> Result<i64, Error> {
-    let end = target.min(row.floor_seq.saturating_add(rows_max));
-    if end <= row.floor_seq {
-        return Ok(0);
-    }
-    if end > row.gone_seq {
-        row.gone_ts = Times::new(db, row)?.at(end)?;
-        row.gone_seq = end;
-    }
-    db.prepare_cached(schema::MESSAGES_DELETE)?
-        .execute(params![row.id, row.floor_seq, end])?;
-    let deleted = end - row.floor_seq;
-    row.floor_seq = end;
-    Ok(deleted)
-}
-
-/// The message up to which a channel's rows are worth deleting for their number: nothing until a quarter too many are
-/// there (at most 1024), so that they are deleted by stretches and not one by one.
-pub(super) fn too_many(row: &ChannelRow) -> i64 {
-    let slack = (row.messages_max / 4).min(1024);
-    if row.last_seq - row.floor_seq > row.messages_max.saturating_add(slack) {
-        row.gone_seq.max(row.last_seq - row.messages_max)
-    } else {
-        row.gone_seq
-    }
+/// Whether a message is gone at `now`. If it is, those before it in its channel are, too.
+pub(super) fn is_gone(row: &ChannelRow, seq: i64, ts: i64, now: i64) -> bool {
+    seq <= row.gone_seq
+        || seq <= row.last_seq - row.messages_max.min(row.last_seq)
+        || ts <= now.saturating_sub(row.age_ms)
 }
