@@ -12,6 +12,7 @@ import time
 import pytest
 
 from harness.client import wait_for_shard
+from harness.rest import api
 from harness.server import CLIENT_KEY, SERVER_KEY
 from harness.wait import wait_until
 
@@ -213,9 +214,41 @@ def test_reconnects_after_a_planned_stop_too(new_server, peers):
 
 
 @pytest.mark.timeout(120)
-def test_default_options_reconnect_and_chat_goes_on_after_subscribing(new_server, peers):
-    """With `recover` on, a client that has received something sends `resume` instead of `subscribe`. Whatever the server
-    answers to that, the connection stays, and the application's own `subscribe()` works."""
+@pytest.mark.parametrize("key", [CLIENT_KEY, SERVER_KEY], ids=["client-key", "server-key"])
+def test_its_own_resume_after_a_crash_delivers_what_was_missed(new_server, peers, key):
+    """With `recover` on, which is the default, a client that has received something sends `resume` and no `subscribe`: the
+    server restores the subscriptions and sends what was published while the client was away, then goes on."""
+    server = new_server(shards=2)
+    peer = peers(server, key=key)
+    peer.listen("chat")
+    peer.listen("other")
+    peer.do("publish", channel="chat", data="before")
+    before = peer.expect("message", data="before")
+
+    server.kill()
+    server.restart_on_same_port()
+    missed = [("chat", 1), ("other", 2), ("chat", 3)]
+    for channel, data in missed:
+        api(server, "POST", f"/api/channels/{channel}/messages", {"data": data, "id": f"missed-{data}"})
+    assert sum(server.connections().values()) == 0, "the client came back before all was published"
+    peer.expect("state", state="reconnecting")
+    peer.expect("state", state="connected")
+    for channel in ("chat", "other"):
+        own = [data for name, data in missed if name == channel]
+        got = [peer.expect("message", channel=channel) for _ in own]
+        assert [m["data"] for m in got] == own
+        assert all(m["timestamp"] > before["timestamp"] and m["id"] == f"missed-{m['data']}" for m in got)
+        peer.expect("subscribed", channel=channel)
+    for channel in ("chat", "other"):
+        peer.do("publish", channel=channel, data="after")
+        peer.expect("message", channel=channel, data="after")
+    assert not [e for e in peer.backlog if e["event"] == "message"], "nothing comes twice"
+    peer.end()
+
+
+@pytest.mark.timeout(120)
+def test_subscribing_again_after_a_resume_is_harmless(new_server, peers):
+    """After a resume this SDK holds its channels for unsubscribed, so the application's `subscribe()` sends it again."""
     server = new_server(shards=2)
     peer = peers(server)
     peer.listen("chat")
@@ -225,8 +258,24 @@ def test_default_options_reconnect_and_chat_goes_on_after_subscribing(new_server
     server.restart_on_same_port()
     peer.expect("state", state="reconnecting")
     peer.expect("state", state="connected")
+    peer.expect("subscribed", channel="chat")
     peer.do("resubscribe", channel="chat")
     peer.expect("subscribed", channel="chat")
     peer.do("publish", channel="chat", data="after")
     peer.expect("message", data="after")
+    peer.end()
+    assert not [e for e in peer.backlog if e["event"] == "message"]
+
+
+@pytest.mark.timeout(60)
+def test_rewind_and_history(server, peers, channel):
+    for n in range(3):
+        api(server, "POST", f"/api/channels/{channel}/messages", {"data": n})
+    peer = peers(server, key=CLIENT_KEY)
+    peer.do("listen", channel=channel, rewind=2)
+    assert [peer.expect("message")["data"] for _ in range(2)] == [1, 2]
+    peer.do("history", channel=channel, options={"limit": 10, "direction": "forward"})
+    page = peer.expect("history", channel=channel)
+    assert [m["data"] for m in page["messages"]] == [0, 1, 2] and page["has_more"] is False
+    assert [m["sequence"] for m in page["messages"]] == [1, 2, 3]
     peer.end()

@@ -31,7 +31,7 @@ use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::{Frame, Outbox};
-use shardwire_proto::shard::Output;
+use shardwire_proto::shard::{Flush, Output};
 use shardwire_proto::ws::close::{write_close, write_close_reply};
 use shardwire_proto::ws::frame::write_frame;
 use shardwire_proto::ws::handshake::write_refusal;
@@ -103,6 +103,7 @@ async fn serve(listener: Socket) {
         },
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
+        store: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));
@@ -290,15 +291,18 @@ impl Core for Echo {
         }
     }
 
-    fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)> {
+    fn flush(&mut self, slot: u32) -> Option<Flush<'_>> {
         let tenant = self.slots.get_mut(slot as usize)?;
         let conn = tenant.conn.as_mut()?;
         conn.dirty = false;
-        let id = ConnId {
-            slot,
-            generation: tenant.generation,
-        };
-        Some((id, &mut conn.outbox))
+        Some(Flush {
+            conn: ConnId {
+                slot,
+                generation: tenant.generation,
+            },
+            outbox: &mut conn.outbox,
+            catching_up: false,
+        })
     }
 
     fn outbox(&mut self, id: ConnId) -> Option<&mut Outbox> {

@@ -1,6 +1,6 @@
 //! What a scrape sees: the numbers of all shards and of the process, in the Prometheus text format 0.0.4.
 //!
-//! Nothing is counted here: shards count for themselves and are asked, so that no counter is shared between threads.
+//! Nothing is counted here: shards and the store's threads count for themselves. What the store says is in `store`.
 //! Names and units follow the Prometheus conventions: seconds, bytes, `_total` for what only rises.
 
 use std::fmt::{Display, Write as _};
@@ -8,6 +8,10 @@ use std::fs;
 
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::shard::{Counters, Histogram, Stats};
+
+use crate::store::StoreStats;
+
+mod store;
 
 /// Media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -73,9 +77,15 @@ fn open_fds() -> Option<u64> {
     }
 }
 
-/// The whole page. Shards of the process that are not among `shards` have not answered.
+/// The whole page. Shards of the process that are not among `shards` have not answered; without a store nothing is said
+/// of it.
 #[must_use]
-pub fn render(shard_count: usize, shards: &[(ShardId, Box<Stats>)], process: &Process) -> String {
+pub fn render(
+    shard_count: usize,
+    shards: &[(ShardId, Box<Stats>)],
+    store: Option<&StoreStats>,
+    process: &Process,
+) -> String {
     let mut page = Page(String::with_capacity(4096 + 4096 * shards.len()));
     page.family(
         "shardwire_build_info",
@@ -99,6 +109,9 @@ pub fn render(shard_count: usize, shards: &[(ShardId, Box<Stats>)], process: &Pr
     render_simple(&mut page, shards);
     render_labelled(&mut page, shards);
     render_histograms(&mut page, shards);
+    if let Some(store) = store {
+        store::render(&mut page, store);
+    }
     render_process(&mut page, process);
     page.0
 }
@@ -106,7 +119,7 @@ pub fn render(shard_count: usize, shards: &[(ShardId, Box<Stats>)], process: &Pr
 /// One number per shard.
 fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Read = fn(&Stats) -> u64;
-    let families: [(&str, &str, &str, Read); 14] = [
+    let families: [(&str, &str, &str, Read); 17] = [
         (
             "shardwire_connections",
             "gauge",
@@ -136,6 +149,24 @@ fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
             "gauge",
             "Bytes that wait for connections to take them.",
             |s| s.outbox_bytes as u64,
+        ),
+        (
+            "shardwire_ring_bytes",
+            "gauge",
+            "Recent messages in memory, for rewind and resume.",
+            |s| s.ring_bytes as u64,
+        ),
+        (
+            "shardwire_store_pending",
+            "gauge",
+            "What the shard has asked of the store and waits for.",
+            |s| s.store_pending as u64,
+        ),
+        (
+            "shardwire_replayed_total",
+            "counter",
+            "Messages of the past sent by rewind and resume.",
+            |s| s.counters.replayed,
         ),
         (
             "shardwire_messages_received_total",
@@ -315,7 +346,7 @@ fn render_histograms(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     for (name, help, read) in families {
         page.family(name, "histogram", help);
         for (shard, stats) in shards {
-            page.histogram(name, *shard, read(stats));
+            page.histogram(name, &[("shard", &shard.0)], read(stats));
         }
     }
 }
@@ -364,31 +395,22 @@ impl Page {
     }
 
     /// Buckets are cumulative on the page.
-    fn histogram(&mut self, name: &str, shard: ShardId, histogram: &Histogram) {
+    fn histogram(&mut self, name: &str, labels: &[(&str, &dyn Display)], histogram: &Histogram) {
         let bucket_name = format!("{name}_bucket");
+        let mut bucket = |bound: &dyn Display, count: u64| {
+            let labels: Vec<_> = labels.iter().copied().chain([("le", bound)]).collect();
+            self.sample(&bucket_name, &labels, count);
+        };
         let mut below = 0;
-        for (index, count) in histogram
-            .buckets
-            .iter()
-            .enumerate()
-            .take(Histogram::BUCKETS - 1)
-        {
+        let finite = histogram.buckets.iter().take(Histogram::BUCKETS - 1);
+        for (index, count) in finite.enumerate() {
             below += count;
-            let bound = Histogram::bound_us(index) as f64 / 1e6;
-            self.sample(&bucket_name, &[("shard", &shard.0), ("le", &bound)], below);
+            bucket(&(Histogram::bound_us(index) as f64 / 1e6), below);
         }
-        self.sample(
-            &bucket_name,
-            &[("shard", &shard.0), ("le", &"+Inf")],
-            histogram.count(),
-        );
+        bucket(&"+Inf", histogram.count());
         let sum = histogram.sum_us as f64 / 1e6;
-        self.sample(&format!("{name}_sum"), &[("shard", &shard.0)], sum);
-        self.sample(
-            &format!("{name}_count"),
-            &[("shard", &shard.0)],
-            histogram.count(),
-        );
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, histogram.count());
     }
 }
 

@@ -17,16 +17,26 @@ use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::key::{KeyRecord, KeyRing};
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
+use shardwire_proto::namespace::Namespaces;
+use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::Options;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
 
 use crate::config::Config;
-use crate::shard::inbox::{self, InboxSender};
+use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, start_clock};
+use crate::store::sqlite::Sqlite;
+use crate::store::{self, StoreHandle};
 use crate::sys;
 use shard_thread::{Control, Plan};
+
+/// Name of the embedded store in the data folder.
+const MESSAGES_FILE: &str = "messages.db";
+
+/// How long a stop waits for the store to commit what it has accepted.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Orders that may wait for a shard: more than are ever given in a row.
 const CONTROL_QUEUE: usize = 16;
@@ -54,6 +64,8 @@ pub enum RunError {
     Shard { shard: u16, error: String },
     /// Signals cannot be caught.
     Signals(io::Error),
+    /// The store of messages cannot be used.
+    Store(String),
 }
 
 impl fmt::Display for RunError {
@@ -68,6 +80,7 @@ impl fmt::Display for RunError {
                 "shard {shard} cannot start: {error}; `shardwire check` says what this host lacks"
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
+            Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
         }
     }
 }
@@ -87,7 +100,19 @@ pub fn run(
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(RunError::Signals)?;
     let (listeners, listen) = bind_all(&config, config.listen, config.cores.len())?;
     let (admin_listeners, admin) = bind_all(&config, config.admin_listen, 1)?;
-    let shards = start_shards(&config, keys, listeners, admin_listeners)?;
+    let (inboxes, replies): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(store::INBOX_ENTRIES))
+        .unzip();
+    let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
+    let store = store::start(storage, &config.store, inboxes)
+        .map_err(|error| RunError::Store(error.to_string()))?;
+    let sockets = Sockets {
+        listeners,
+        admin: admin_listeners,
+    };
+    let shards = start_shards(&config, keys, sockets, &store, replies)?;
     on_ready(&Ready { listen, admin });
     let mut current = config;
     for signal in &mut signals {
@@ -96,13 +121,17 @@ pub fn run(
         }
         match reload() {
             Ok((next, keys)) => {
-                apply(&shards, &current, &next, keys);
+                tell_changes(&current, &next);
                 current = keep_fixed(&current, next);
+                apply(&shards, &current, keys);
             }
             Err(error) => log::error!("reload refused, the old configuration stays: {error}"),
         }
     }
     stop(shards, &current, signals);
+    if !store.shutdown(STORE_PATIENCE) {
+        log::error!("the store did not finish; unacknowledged messages may be lost");
+    }
     Ok(())
 }
 
@@ -127,6 +156,12 @@ fn bind_all(
     Ok((sockets, bound))
 }
 
+/// Listening sockets: one per shard, and the admin port's.
+struct Sockets {
+    listeners: Vec<Socket>,
+    admin: Vec<Socket>,
+}
+
 /// A running shard as the main thread sees it.
 struct Running {
     control: InboxSender<Control>,
@@ -141,9 +176,14 @@ struct Shards {
 fn start_shards(
     config: &Config,
     keys: Vec<KeyRecord>,
-    listeners: Vec<Socket>,
-    mut admin: Vec<Socket>,
+    sockets: Sockets,
+    store: &StoreHandle,
+    replies: Vec<Inbox<StoreReply>>,
 ) -> Result<Shards, RunError> {
+    let Sockets {
+        listeners,
+        mut admin,
+    } = sockets;
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let keys = Arc::new(KeyRing::new(keys));
     let placement = ChannelPlacement::new(random_u64(), count);
@@ -152,7 +192,8 @@ fn start_shards(
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
     let mut running = Vec::new();
-    for ((index, core), listener) in (0u16..).zip(&config.cores).zip(listeners) {
+    let sockets = listeners.into_iter().zip(replies);
+    for ((index, core), (listener, replies)) in (0u16..).zip(&config.cores).zip(sockets) {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let plan = Plan {
             id: ShardId(index),
@@ -165,6 +206,8 @@ fn start_shards(
             cors_origins: config.http.cors_origins.clone(),
             listener,
             admin: admin.pop(),
+            store: store.clone(),
+            replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,
             up: up.clone(),
@@ -202,11 +245,15 @@ fn options(config: &Config) -> Options {
         self_asserted_ids: config.websocket.self_asserted_ids,
         close_frames_always: config.websocket.close_frames_always,
         allowed_origins: config.websocket.allowed_origins.clone(),
+        // Checked when the configuration was read.
+        namespaces: Namespaces::new(config.namespace.clone()).unwrap_or_default(),
+        recovery_overlap_ms: config.history.recovery_overlap_ms,
+        ring_bytes_max: config.history.ring_bytes_max,
     }
 }
 
 /// Settings that shards take over while they run.
-const RELOADABLE: [&str; 4] = ["limits", "websocket", "log", "drain"];
+const RELOADABLE: [&str; 5] = ["limits", "websocket", "namespace", "log", "drain"];
 
 fn is_reloadable(path: &str) -> bool {
     RELOADABLE
@@ -214,7 +261,7 @@ fn is_reloadable(path: &str) -> bool {
         .any(|table| path.split('.').next() == Some(table))
 }
 
-fn apply(shards: &Shards, current: &Config, next: &Config, keys: Vec<KeyRecord>) {
+fn tell_changes(current: &Config, next: &Config) {
     let (live, fixed): (Vec<_>, Vec<_>) = current
         .changed(next)
         .into_iter()
@@ -230,9 +277,13 @@ fn apply(shards: &Shards, current: &Config, next: &Config, keys: Vec<KeyRecord>)
             live.join(", ")
         }
     );
-    crate::log::set_level(next.log.level);
+}
+
+/// Gives running shards what a reload may change.
+fn apply(shards: &Shards, config: &Config, keys: Vec<KeyRecord>) {
+    crate::log::set_level(config.log.level);
     let keys = Arc::new(KeyRing::new(keys));
-    let options = Arc::new(options(next));
+    let options = Arc::new(options(config));
     for shard in &shards.running {
         order(
             shard,
@@ -249,6 +300,7 @@ fn keep_fixed(current: &Config, next: Config) -> Config {
     Config {
         limits: next.limits,
         websocket: next.websocket,
+        namespace: next.namespace,
         log: next.log,
         drain: next.drain,
         ..current.clone()

@@ -160,6 +160,10 @@ impl<'r> Coordinator<'r> {
 
     fn drive_rounds(&self, rounds: u32, samples: &mut Samples) -> anyhow::Result<()> {
         let connections = self.shared.plan.connections();
+        if self.shared.settings.resumes {
+            // A client SDK resumes only when it has received something before.
+            ensure!(self.probe()?, "no message reached everybody within 10 s");
+        }
         let start_ns = self.shared.now_ns();
         // One window over all rounds, whose end is not known before.
         self.shared.set_span(Span {
@@ -175,14 +179,8 @@ impl<'r> Coordinator<'r> {
             self.phase(Phase::Drop)?;
             self.wait_ready(connections)?;
             let ready_ms = start.elapsed().as_secs_f64() * 1e3;
-            let probes = self.shared.plan.streams.len() as u64;
-            let wanted = self.shared.completed.load(Ordering::Acquire) + probes;
-            self.phase(Phase::Probe)?;
-            let served = self.wait_for(Duration::from_secs(10), || {
-                self.shared.completed.load(Ordering::Acquire) >= wanted
-            });
             ensure!(
-                served,
+                self.probe()?,
                 "round {round}: the message after the return did not reach everybody within 10 s"
             );
             samples.rounds.push(Round {
@@ -197,6 +195,16 @@ impl<'r> Coordinator<'r> {
         samples.seconds = end_ns as f64 / 1e9;
         samples.rss_after = procfs::rss_bytes(self.pids);
         Ok(())
+    }
+
+    /// Publishes one message on each stream; whether all of them reached everybody.
+    fn probe(&self) -> anyhow::Result<bool> {
+        let probes = self.shared.plan.streams.len() as u64;
+        let wanted = self.shared.completed.load(Ordering::Acquire) + probes;
+        self.phase(Phase::Probe)?;
+        Ok(self.wait_for(Duration::from_secs(10), || {
+            self.shared.completed.load(Ordering::Acquire) >= wanted
+        }))
     }
 
     fn phase(&self, phase: Phase) -> anyhow::Result<()> {

@@ -34,6 +34,8 @@ pub enum Scenario {
     Idle(Idle),
     /// All connections drop at once and come back.
     Reconnect(Reconnect),
+    /// Clients are cut at random and resume, while others publish stored messages.
+    Churn(Churn),
     /// Publish over the HTTP API.
     Http(Http),
     /// A large channel, many small ones, HTTP publishes and comings and goings, together.
@@ -129,6 +131,53 @@ pub struct Reconnect {
     /// How often.
     #[arg(long, default_value_t = 3)]
     pub rounds: u32,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of `churn`.
+///
+/// Each client comes back as the client SDKs do: with one `resume` that names its channels and the highest
+/// timestamp it has received. At the end every client must have every acknowledged message of its channels,
+/// in order; messages sent again are allowed only where the contract allows them, and are counted.
+///
+/// A token of that kind has one hole: a message with an earlier timestamp that was still on its way from
+/// another shard when the connection broke. Measure one shard, or let the server overlap
+/// (`history.recovery_overlap_ms`) and give the same `--overlap-ms` here.
+#[derive(Args, Clone, Debug)]
+pub struct Churn {
+    /// Clients that are cut and come back.
+    #[arg(short = 'n', long, default_value_t = 200)]
+    pub clients: u32,
+    /// Channels in all.
+    #[arg(short = 'c', long, default_value_t = 50)]
+    pub channels: u32,
+    /// Channels that each client subscribes to.
+    #[arg(short = 'k', long, default_value_t = 4)]
+    pub channels_per_client: u32,
+    /// Connections that publish; the channels are spread over them.
+    #[arg(short = 'p', long, default_value_t = 4)]
+    pub publishers: u32,
+    /// Messages per second over all channels. What a client misses of one channel must stay below what the
+    /// server keeps.
+    #[arg(long, default_value_t = 500.0)]
+    pub rate: f64,
+    /// Clients cut per second.
+    #[arg(long, default_value_t = 100.0)]
+    pub cut_rate: f64,
+    /// Longest time that a client stays away, in milliseconds; at least 1, below 2000.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..2000))]
+    pub away_ms: u64,
+    /// The server's overlap: messages that may come again, in milliseconds below the token's timestamp.
+    #[arg(long, default_value_t = 0)]
+    pub overlap_ms: u64,
+    /// Also cut clients whose resume is not complete. Only with one channel per client can such a client
+    /// know what it has.
+    #[arg(long)]
+    pub cut_resuming: bool,
+    /// Seed of who is cut and for how long; with several threads each has its own.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
     #[command(flatten)]
     pub common: Common,
 }
@@ -349,6 +398,7 @@ impl Scenario {
             Self::Storm(_) => "storm",
             Self::Idle(_) => "idle",
             Self::Reconnect(_) => "reconnect",
+            Self::Churn(_) => "churn",
             Self::Http(_) => "http",
             Self::Mixed(_) => "mixed",
         }
@@ -362,6 +412,7 @@ impl Scenario {
             Self::Storm(o) => &o.common,
             Self::Idle(o) => &o.common,
             Self::Reconnect(o) => &o.common,
+            Self::Churn(o) => &o.common,
             Self::Http(o) => &o.common,
             Self::Mixed(o) => &o.common,
         }

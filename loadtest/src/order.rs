@@ -79,6 +79,20 @@ impl OrderCheck {
         Arrival::Duplicate
     }
 
+    /// Takes back the count of one duplicate, which was allowed.
+    pub fn allow_duplicate(&mut self) {
+        self.duplicated = self.duplicated.saturating_sub(1);
+    }
+
+    /// The sequences below `end` that `cell` has not seen.
+    pub fn missing(&self, cell: usize, end: u32) -> impl Iterator<Item = u32> {
+        let holes = self.holes.iter();
+        let holes = holes.filter(move |&&(of, seq)| of as usize == cell && seq < end);
+        holes
+            .map(|&(_, seq)| seq)
+            .chain(self.next[cell].min(end)..end)
+    }
+
     /// Messages skipped so far and not come since.
     pub fn holes(&self) -> u64 {
         self.holes.len() as u64
@@ -114,6 +128,20 @@ mod tests {
             (5, 2, 1, 1)
         );
         assert_eq!(check.record(1, 0), InOrder);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let mut check = OrderCheck::default();
+        check.add_cells(2, false);
+        for seq in [0, 3, 1, 3] {
+            check.record(0, seq);
+        }
+        check.allow_duplicate();
+        assert_eq!(check.duplicated, 0);
+        assert_eq!(check.missing(0, 6).collect::<Vec<_>>(), [2, 4, 5]);
+        assert_eq!(check.missing(0, 2).count(), 0);
+        assert_eq!(check.missing(1, 2).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]

@@ -82,6 +82,21 @@ impl Churn {
     }
 }
 
+/// How connections that hold several channels are cut.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cuts {
+    /// Per second, spread over the threads.
+    pub rate: f64,
+    /// Longest time away.
+    pub away_ms: u64,
+    /// Messages up to this much below a token's timestamp may come again.
+    pub overlap_ms: u64,
+    /// Cut those too whose resume is under way.
+    pub cut_resuming: bool,
+    /// Seed of all choices.
+    pub seed: u64,
+}
+
 /// Everything a run does.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
@@ -93,6 +108,11 @@ pub struct Plan {
     pub publishers: Vec<Publisher>,
     /// Connections that come and go while the rest runs.
     pub churn: Churn,
+    /// Channels of each connection that is cut and resumes. They have one stream each, and their
+    /// `subscribers` do not count these connections.
+    pub clients: Vec<Vec<u32>>,
+    /// How these are cut.
+    pub cuts: Cuts,
 }
 
 /// A part of a plan: alike channels with their publishers.
@@ -157,7 +177,16 @@ impl Plan {
 
     /// Checked subscriber connections.
     pub fn subscribers(&self) -> u64 {
-        self.channels.iter().map(|c| u64::from(c.subscribers)).sum()
+        let single: u64 = self.channels.iter().map(|c| u64::from(c.subscribers)).sum();
+        single + self.clients.len() as u64
+    }
+
+    /// Adds `clients` connections with `each` channels apiece, spread evenly over all of the plan's.
+    pub fn add_clients(&mut self, clients: u32, each: u32) {
+        let channels = self.channels.len() as u32;
+        let of_client = |client: u32| (0..each).map(move |nth| (client * each + nth) % channels);
+        self.clients
+            .extend((0..clients).map(|client| of_client(client).collect()));
     }
 
     /// Connections that must be there before the run starts.

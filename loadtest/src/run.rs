@@ -73,6 +73,8 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
         .unwrap_or_default();
     let nonce = format!("{:x}", started.as_micros() as u64 & 0xffff_ffff_ffff);
     let adapter = Adapter::new(&common.target, &nonce);
+    let resumes =
+        matches!(scenario, Scenario::Churn(_) | Scenario::Reconnect(_)) && adapter.can_resume();
     let plan = scenario::plan(scenario, &adapter, &adapter.channel_prefix(&nonce))?;
     let sources = match common.load.sources {
         _ if !net::is_ipv4_loopback(target) => 0,
@@ -88,6 +90,7 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
         cpus: common.load.cpu.clone(),
         sources,
         connect_window: common.load.connect_window,
+        resumes,
     };
     let about = About {
         title: common

@@ -3,8 +3,8 @@
 use anyhow::ensure;
 
 use crate::adapter::Adapter;
-use crate::opts::{Channels, Mixed, Protocol, Scenario};
-use crate::plan::{Churn, Group, Pace, Plan, Via};
+use crate::opts::{Channels, Churn, Mixed, Protocol, Scenario};
+use crate::plan::{self, Group, Pace, Plan, Via};
 
 /// Subscribers of the channel that `mixed` publishes to over HTTP.
 const MIXED_HTTP_SUBSCRIBERS: u32 = 10;
@@ -31,7 +31,7 @@ pub fn plan(scenario: &Scenario, adapter: &Adapter, prefix: &str) -> anyhow::Res
         Scenario::Channels(opts) => plan.add(&channels(opts, adapter, group)?),
         Scenario::Storm(opts) => {
             plan.add(&group);
-            plan.churn = Churn {
+            plan.churn = plan::Churn {
                 channel: 0,
                 hold: opts.hold,
                 window: opts.window,
@@ -40,6 +40,7 @@ pub fn plan(scenario: &Scenario, adapter: &Adapter, prefix: &str) -> anyhow::Res
         }
         Scenario::Idle(opts) => plan.add(&spread(opts.connections, opts.channels, 0, group)?),
         Scenario::Reconnect(opts) => plan.add(&spread(opts.connections, opts.channels, 1, group)?),
+        Scenario::Churn(opts) => churn(opts, adapter, group, &mut plan)?,
         Scenario::Http(opts) => {
             ensure_http(adapter)?;
             ensure!(opts.channels > 0, "--channels: at least 1");
@@ -108,6 +109,41 @@ fn spread(connections: u32, channels: u32, publishers: u32, group: Group) -> any
     })
 }
 
+fn churn(opts: &Churn, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyhow::Result<()> {
+    ensure!(
+        adapter.can_resume() && opts.common.target.persist,
+        "churn needs a protocol with resume, and stored messages"
+    );
+    ensure!(
+        (1..=opts.channels).contains(&opts.channels_per_client),
+        "--channels-per-client: 1 to --channels"
+    );
+    ensure!(opts.publishers > 0, "--publishers: at least 1");
+    ensure!(
+        opts.cut_rate > 0.0 && opts.cut_rate.is_finite(),
+        "--cut-rate: more than 0"
+    );
+    ensure!(
+        !opts.cut_resuming || opts.channels_per_client == 1,
+        "--cut-resuming: only with one channel per client"
+    );
+    plan.add(&Group {
+        channels: opts.channels,
+        shared_publishers: Some(opts.publishers),
+        pace: pace(Some(opts.rate), opts.channels, 1)?,
+        ..group
+    });
+    plan.add_clients(opts.clients, opts.channels_per_client);
+    plan.cuts = plan::Cuts {
+        rate: opts.cut_rate,
+        away_ms: opts.away_ms,
+        overlap_ms: opts.overlap_ms,
+        cut_resuming: opts.cut_resuming,
+        seed: opts.seed,
+    };
+    Ok(())
+}
+
 fn mixed(opts: &Mixed, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyhow::Result<()> {
     plan.add(&Group {
         prefix: format!("{}-big", group.prefix),
@@ -117,7 +153,7 @@ fn mixed(opts: &Mixed, adapter: &Adapter, group: Group, plan: &mut Plan) -> anyh
         ..group.clone()
     });
     if opts.churn_rate > 0.0 {
-        plan.churn = Churn {
+        plan.churn = plan::Churn {
             channel: 0,
             hold: 64,
             window: 256,
@@ -175,6 +211,7 @@ pub fn open_rate(scenario: &Scenario) -> Option<f64> {
         Scenario::Fanout(o) => o.rate,
         Scenario::Channels(o) => o.rate,
         Scenario::Http(o) => o.rate,
+        Scenario::Churn(o) => Some(o.rate),
         Scenario::Mixed(o) => {
             let http = if o.common.target.protocol == Protocol::Nats {
                 0.0
@@ -194,6 +231,10 @@ pub fn load_text(scenario: &Scenario) -> String {
         format!("closed loop, {in_flight} in flight per publisher, {size}-byte payloads")
     };
     match (scenario, open_rate(scenario)) {
+        (Scenario::Churn(o), _) => format!(
+            "open loop, {} stored messages/s, {} of {} clients cut per second for up to {} ms",
+            o.rate, o.cut_rate, o.clients, o.away_ms
+        ),
         (_, Some(rate)) => format!("open loop, {rate} messages/s, {size}-byte payloads"),
         (Scenario::Fanout(o), None) => closed(o.in_flight),
         (Scenario::Channels(o), None) => closed(o.in_flight),
@@ -249,7 +290,28 @@ mod tests {
         assert!(plan_of(&["http", "--protocol", "nats"]).is_err());
         assert!(plan_of(&["idle", "-n", "10", "-c", "3"]).is_err());
         assert!(plan_of(&["fanout", "--rate", "0"]).is_err());
+        assert!(plan_of(&["churn", "--persist", "false"]).is_err());
+        assert!(plan_of(&["churn", "--protocol", "nats"]).is_err());
+        assert!(plan_of(&["churn", "--cut-resuming"]).is_err());
+        assert!(plan_of(&["churn", "-k", "51"]).is_err());
         assert!(plan_of(&["fanout", "-n", "0", "-p", "0"]).is_err());
+    }
+
+    #[test]
+    fn churn_spreads_clients_over_channels() {
+        let plan = plan_of(&["churn", "-n", "10", "-c", "4", "-k", "2", "-p", "3"]).unwrap();
+        assert_eq!((plan.clients.len(), plan.publishers.len()), (10, 3));
+        assert_eq!((plan.connections(), plan.subscribers()), (13, 10));
+        for channel in 0..4 {
+            let of_channel = plan.clients.iter().flatten().filter(|&&c| c == channel);
+            assert_eq!(of_channel.count(), 5);
+            assert_eq!(plan.channels[channel as usize].streams.len(), 1);
+        }
+        assert!(
+            plan.clients
+                .iter()
+                .all(|channels| channels[0] != channels[1])
+        );
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Settings {
     pub sources: u8,
     /// Connections being made at a time, per thread.
     pub connect_window: usize,
+    /// Whether connections that come back ask for what they have missed.
+    pub resumes: bool,
 }
 
 /// State shared by all threads.

@@ -170,6 +170,73 @@ fn everybody_comes_back_after_a_drop() {
     );
 }
 
+const CHURN: &str = "churn -n 15 -c 6 -k 2 -p 2 --rate 600 --cut-rate 100 --away-ms 40 --key k";
+
+#[test]
+fn clients_that_are_cut_end_with_everything() {
+    let port = relay::start(Fault::None);
+    for words in [
+        CHURN,
+        &format!("{CHURN} -t 2"),
+        &CHURN
+            .replace("-k 2", "-k 1 --cut-resuming")
+            .replace("40", "1"),
+    ] {
+        let report = try_run(port, words).unwrap();
+        assert_clean(&report);
+        let returns = report.returns.unwrap();
+        assert!(
+            returns.cuts > 25 && returns.resumes.abs_diff(returns.cuts) <= 15,
+            "{returns:?}"
+        );
+        assert!(
+            returns.replayed > 0 && returns.repeated <= returns.replayed,
+            "{returns:?}"
+        );
+        assert_eq!(
+            (
+                returns.unacked,
+                returns.unrecovered,
+                returns.sequence_faults
+            ),
+            (0, 0, 0)
+        );
+        assert!(report.ack.unwrap().count > 100);
+    }
+}
+
+#[test]
+fn what_a_resume_does_wrong_is_found() {
+    let churn = |fault| try_run(relay::start(fault), CHURN).unwrap();
+    let forgetful = churn(Fault::ForgetMissed).integrity;
+    assert!(
+        forgetful.lost > 0 && forgetful.duplicated == 0,
+        "{forgetful:?}"
+    );
+    let repeating = churn(Fault::RepeatReceived).integrity;
+    assert!(
+        repeating.duplicated > 0 && repeating.lost == 0,
+        "{repeating:?}"
+    );
+}
+
+#[test]
+fn a_message_without_an_ack_is_nobodys_loss() {
+    let report = try_run(relay::start(Fault::Refuse), CHURN).unwrap();
+    assert_clean(&report);
+    assert_eq!(report.returns.unwrap().unacked, 1);
+    assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
+}
+
+#[test]
+fn reconnecting_clients_resume_where_the_protocol_can() {
+    let port = relay::start(Fault::None);
+    let report = try_run(port, "reconnect -n 12 -c 3 --rounds 2 --key k").unwrap();
+    assert_clean(&report);
+    assert_eq!((report.rounds.len(), report.integrity.due), (2, 36));
+    assert_eq!(report.returns.unwrap().resumes, 24);
+}
+
 #[test]
 fn idle_and_mixed_are_clean() {
     let port = relay::start(Fault::None);

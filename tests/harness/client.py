@@ -85,6 +85,11 @@ class Client(RawWs):
         """Publish with `data` as a literal JSON token; no ack is awaited."""
         self.send_text(f'{{"action":"publish","channel":{json.dumps(channel)},"data":{data},"id":{json.dumps(id)}}}')
 
+    def history(self, channel, **fields):
+        """Ask for a page and return its frame."""
+        self.send_json({"action": "history", "channel": channel, **fields})
+        return self.expect(action="history", channel=channel)
+
     def expect_error(self, code, **fields):
         frame = self.expect(action="error", code=code, **fields)
         assert isinstance(frame["error"], str) and frame["error"].endswith(f" [{code}]"), frame

@@ -28,14 +28,19 @@ async def main(url, key, options):
         say("refused", text=str(error))
         return
 
-    def listen(name):
+    def listen(name, rewind=None):
         channel = client.channel(name)
 
         @channel.on_message
         def deliver(data, meta):
             say("message", channel=name, data=data, id=meta.id, timestamp=meta.timestamp)
 
-        channel.subscribe()
+        @channel.on_history
+        def page(result):
+            messages = [{"data": m.data, "id": m.id, "sequence": m.sequence} for m in result.messages]
+            say("history", channel=result.channel, messages=messages, has_more=result.has_more)
+
+        channel.subscribe(rewind=rewind)
 
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -43,13 +48,15 @@ async def main(url, key, options):
         command = json.loads(line)
         match command.pop("do"):
             case "listen":
-                listen(command["channel"])
+                listen(command["channel"], command.get("rewind"))
             case "resubscribe":
                 client.channel(command["channel"]).subscribe()
             case "unsubscribe":
                 client.channel(command["channel"]).unsubscribe()
             case "publish":
                 client.channel(command["channel"]).publish(command["data"], **command.get("options", {}))
+            case "history":
+                client.channel(command["channel"]).history(**command.get("options", {}))
             case "count":
                 for n in range(command["from"], command["to"]):
                     client.channel(command["channel"]).publish({"from": command["name"], "n": n})

@@ -40,9 +40,11 @@ class Server:
 
     live = []  # every started and not yet ended server, for failure reports
 
-    def __init__(self, folder, shards=2, listen="127.0.0.1:0", args=(), env=None, keys=True, cwd=None):
+    def __init__(self, folder, shards=2, listen="127.0.0.1:0", args=(), env=None, keys=True, cwd=None, config=None):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if config is not None:
+            (self.folder / "shardwire.toml").write_text(config)
         self.data_dir = self.folder / "data"
         self.ready_file = self.folder / "ready.json"
         self.log_file = self.folder / "stderr.log"

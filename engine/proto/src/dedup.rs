@@ -122,6 +122,15 @@ impl DedupTable {
         })
     }
 
+    /// Forgets `id`, whose message failed: it may be published again.
+    pub fn forget(&mut self, channel: u64, id: &str) {
+        let hash = self.hash(channel, id);
+        let index = self.part_index(hash);
+        if let Some(part) = self.parts.get_mut(index) {
+            part.forget(hash, channel, id.as_bytes());
+        }
+    }
+
     /// Entries held, expired ones not yet removed included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -185,6 +194,9 @@ impl Slot {
     }
 }
 
+/// Channel of a forgotten entry.
+const NO_CHANNEL: u64 = u64::MAX;
+
 /// The entries of one range of hashes.
 #[derive(Debug, Default)]
 struct Part {
@@ -210,6 +222,21 @@ impl Part {
         let hash_of =
             |number: &u32| slot_at(slots, first, *number).map_or(0, |slot| spread(slot.hash));
         self.index.insert_unique(spread(slot.hash), number, hash_of);
+    }
+
+    /// The entry stays in its place in time, as one of no channel.
+    fn forget(&mut self, hash: u32, channel: u64, id: &[u8]) {
+        let found = self.index.find(spread(hash), |number| {
+            slot_at(&self.slots, self.first_number, *number).is_some_and(|slot| {
+                slot.hash == hash && slot.channel == channel && self.has_id(slot, id)
+            })
+        });
+        if let Some(slot) = found
+            .map(|number| number.wrapping_sub(self.first_number) as usize)
+            .and_then(|index| self.slots.get_mut(index))
+        {
+            slot.channel = NO_CHANNEL;
+        }
     }
 
     fn expire(&mut self, now_ms: u64, window_ms: u64, at_most: usize) -> usize {
@@ -292,6 +319,19 @@ mod tests {
             timestamp: n,
             sequence: Some(n),
         }
+    }
+
+    #[test]
+    fn a_forgotten_id_is_as_good_as_new() {
+        let mut table = DedupTable::new(1000, 10);
+        table.insert(1, "a", entry(1), 0);
+        table.insert(1, "b", entry(2), 0);
+        table.forget(1, "a");
+        assert_eq!(table.lookup(1, "a", 1), None);
+        assert_eq!(table.lookup(1, "b", 1), Some(entry(2)));
+        table.insert(1, "a", entry(3), 1);
+        assert_eq!(table.lookup(1, "a", 1), Some(entry(3)));
+        assert_eq!(table.expire(5000, 100), 3);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod auth;
+pub mod catchup;
 pub mod channel;
 pub mod channel_name;
 pub mod dedup;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod msg;
+pub mod namespace;
 pub mod outbox;
 pub mod rate;
 pub mod record;

@@ -76,6 +76,35 @@ pub const OUTBOX_BYTES_MAX: usize = MIB;
 /// Frames queued towards one connection before it is ended as a slow consumer (4151).
 pub const OUTBOX_FRAMES_MAX: usize = 4096;
 
+/// Bytes of an outbox below which a replay goes on: enough to keep a fast socket busy, far from what ends a slow one.
+pub const REPLAY_OUTBOX_BYTES: usize = 64 * KIB;
+/// Bytes of one channel's replay: held in memory while it is sent, one channel at a time.
+pub const REPLAY_BYTES_MAX: usize = 4 * MIB;
+/// Bytes of messages that one shard keeps in memory for replays.
+pub const RING_BYTES_MAX: usize = 64 * MIB;
+/// Age in ms at which a message leaves memory; older ones are read from the store.
+pub const RING_AGE_MS_MAX: u64 = 10 * 60 * 1000;
+/// Messages that are read into memory when a channel is loaded.
+pub const RING_LOAD_MESSAGES: usize = 100;
+/// The same in bytes.
+pub const RING_LOAD_BYTES: usize = 256 * KIB;
+/// How much later than another shard's a message may reach a connection, ms, though it left its home earlier: turns
+/// and lanes. What was delivered in this time before a resume's last timestamp is sent again where it may be missing.
+pub const LATE_DELIVERY_MS: u64 = 50;
+/// The same, from acceptance, for messages of an earlier process: when they were committed is not known any more.
+pub const LATE_COMMIT_MS: u64 = 1000;
+/// Publishes and questions that may wait while one channel is loaded; beyond it they are refused (50300).
+pub const DEFERRED_PER_CHANNEL_MAX: usize = 4096;
+/// Replays and other questions that may wait, likewise: one of each connection of a shard.
+pub const DEFERRED_QUESTIONS_PER_CHANNEL_MAX: usize = 1 << 20;
+/// Messages of one shard on their way to the store before publishes are refused (50300).
+pub const STORE_OPS_PENDING_MAX: usize = 65_536;
+/// Questions of one shard that wait for room in the store's queue; beyond it they fail. When all clients come back at
+/// once, each asks about one channel after another, so this is a question each of as many.
+pub const STORE_QUESTIONS_WAITING_MAX: usize = 131_072;
+/// History requests of one connection under way; beyond it they are refused (42900).
+pub const HISTORIES_PER_CONN_MAX: usize = 16;
+
 /// Bytes that may wait for another shard before publishes towards it are refused (50300). Sockets are read no further
 /// at a quarter of it, so it is reached only by what is under way by then. 64 MiB per pair of shards.
 pub const MESH_PENDING_BYTES_MAX: usize = 64 * MIB;
@@ -178,10 +207,6 @@ pub struct Limits {
     pub history_page_default: usize,
     /// See [`HISTORY_PAGE_MAX`].
     pub history_page_max: usize,
-    /// See [`HISTORY_MESSAGES_MAX`].
-    pub history_messages_max: usize,
-    /// See [`HISTORY_AGE_MS`].
-    pub history_age_ms: u64,
     /// See [`RESUME_CHANNELS_MAX`].
     pub resume_channels_max: usize,
     /// See [`RESUME_MESSAGES_MAX`].
@@ -233,8 +258,6 @@ impl Default for Limits {
             rewind_messages_max: REWIND_MESSAGES_MAX,
             history_page_default: HISTORY_PAGE_DEFAULT,
             history_page_max: HISTORY_PAGE_MAX,
-            history_messages_max: HISTORY_MESSAGES_MAX,
-            history_age_ms: HISTORY_AGE_MS,
             resume_channels_max: RESUME_CHANNELS_MAX,
             resume_messages_max: RESUME_MESSAGES_MAX,
             presence_state_bytes_max: PRESENCE_STATE_BYTES_MAX,
@@ -288,11 +311,6 @@ impl Limits {
             (
                 (1..=self.history_page_max).contains(&self.history_page_default),
                 "history_page_default must be between 1 and history_page_max",
-            ),
-            (self.history_messages_max > 0, "history_messages_max is 0"),
-            (
-                self.history_age_ms >= RECOVERY_AGE_MS_MIN,
-                "history_age_ms is below 120000, which resume needs",
             ),
             (self.presence_members_max > 0, "presence_members_max is 0"),
             (self.publish_batch_max > 0, "publish_batch_max is 0"),

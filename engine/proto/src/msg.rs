@@ -7,8 +7,10 @@
 
 use std::sync::Arc;
 
+use crate::channel::log::ReplayFrom;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, RequestId, ShardId};
+use crate::record::Record;
 use crate::shard::Stats;
 use crate::wire::wsocket::Position;
 
@@ -37,6 +39,18 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// The connection on a shard that is not to get its own message back.
+    pub fn excluded_on(self, shard: ShardId) -> Option<ConnId> {
+        match self {
+            Self::Conn {
+                shard: from,
+                conn,
+                echo: false,
+            } if from == shard => Some(conn),
+            Self::Conn { .. } | Self::Request { .. } => None,
+        }
+    }
+
     pub fn shard(self) -> ShardId {
         match self {
             Self::Conn { shard, .. } | Self::Request { shard, .. } => shard,
@@ -54,11 +68,14 @@ pub struct Publish<'a> {
     /// JSON text.
     pub data: &'a str,
     pub id: &'a str,
+    /// Client id of the publisher.
+    pub publisher: &'a str,
     pub persist: bool,
     pub origin: Origin,
 }
 
-/// [`Publish`] in one allocation: channel, id and data follow each other in `text`.
+/// [`Publish`] in one allocation: channel, id, publisher and data follow each other in
+/// `text`.
 #[derive(Debug)]
 pub struct OwnedPublish {
     app: Arc<str>,
@@ -66,16 +83,19 @@ pub struct OwnedPublish {
     text: Box<str>,
     channel_len: u32,
     id_len: u32,
+    publisher_len: u32,
     persist: bool,
     origin: Origin,
 }
 
 impl OwnedPublish {
     pub fn new(publish: &Publish<'_>) -> Self {
-        let mut text =
-            String::with_capacity(publish.channel.len() + publish.id.len() + publish.data.len());
+        let length =
+            publish.channel.len() + publish.id.len() + publish.publisher.len() + publish.data.len();
+        let mut text = String::with_capacity(length);
         text.push_str(publish.channel);
         text.push_str(publish.id);
+        text.push_str(publish.publisher);
         text.push_str(publish.data);
         Self {
             app: publish.app.clone(),
@@ -83,6 +103,7 @@ impl OwnedPublish {
             text: text.into_boxed_str(),
             channel_len: u32::try_from(publish.channel.len()).unwrap_or(0),
             id_len: u32::try_from(publish.id.len()).unwrap_or(0),
+            publisher_len: u32::try_from(publish.publisher.len()).unwrap_or(0),
             persist: publish.persist,
             origin: publish.origin,
         }
@@ -90,13 +111,15 @@ impl OwnedPublish {
 
     pub fn borrow(&self) -> Publish<'_> {
         let (channel, rest) = self.text.split_at(self.channel_len as usize);
-        let (id, data) = rest.split_at(self.id_len as usize);
+        let (id, rest) = rest.split_at(self.id_len as usize);
+        let (publisher, data) = rest.split_at(self.publisher_len as usize);
         Publish {
             app: &self.app,
             channel,
             hash: self.hash,
             data,
             id,
+            publisher,
             persist: self.persist,
             origin: self.origin,
         }
@@ -142,12 +165,44 @@ pub enum Answer {
     Channels(Vec<(Arc<str>, usize)>),
     Channel {
         subscribers: usize,
-        /// From the home shard alone; 0 where nothing was stored.
+        /// From the home shard alone, unless its store cannot be read; 0 where nothing was stored.
         last_sequence: Option<u64>,
     },
     /// Connections ended or unsubscribed.
     Count(usize),
     Stats(Box<Stats>),
+}
+
+/// The connection that waits for a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplayTo {
+    pub shard: ShardId,
+    pub conn: ConnId,
+    /// Number of the job on its connection: an answer to one given up is recognised.
+    pub job: u32,
+}
+
+/// The resume that waits for a count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountTo {
+    pub shard: ShardId,
+    pub conn: ConnId,
+    /// Index of the channel among those of the resume.
+    pub index: u32,
+}
+
+/// What the home shard (or its store) has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplayResult {
+    /// Oldest first, ending at `through`.
+    pub records: Vec<Arc<Record>>,
+    /// Everything up to this sequence was delivered or is in `records`; later messages come live.
+    pub through: u64,
+    /// Nothing between the position asked for and `through` is missing.
+    pub recovered: bool,
+    pub epoch: Box<str>,
+    /// The store could not be asked.
+    pub failed: bool,
 }
 
 #[derive(Debug)]
@@ -159,6 +214,8 @@ pub enum ShardMsg {
     Deliver {
         to: LocalRef,
         frame: Arc<[u8]>,
+        /// None for an ephemeral message.
+        sequence: Option<u64>,
         /// The publishing connection, where it does not want its own message.
         exclude: Option<ConnId>,
         /// When the home shard accepted it; for the latency histogram.
@@ -186,6 +243,37 @@ pub enum ShardMsg {
         hash: u64,
         local: LocalRef,
     },
+    /// A connection's shard to the home shard: what has it missed? One per connection at a time.
+    AskReplay {
+        channel: ChannelKey,
+        hash: u64,
+        to: ReplayTo,
+        from: ReplayFrom,
+    },
+    /// The answer to [`ShardMsg::AskReplay`].
+    Replay { to: ReplayTo, result: ReplayResult },
+    /// A connection's shard to the home shard: how many messages have this timestamp? One per
+    /// channel of a resume.
+    AskCount {
+        channel: ChannelKey,
+        hash: u64,
+        timestamp: u64,
+        to: CountTo,
+    },
+    /// The answer to [`ShardMsg::AskCount`]; 0 where the store could not tell.
+    Count { to: CountTo, count: u64 },
+    /// The shard of an HTTP request to the home shard: remove a channel's messages.
+    Clear {
+        channel: ChannelKey,
+        hash: u64,
+        shard: ShardId,
+        request: RequestId,
+    },
+    /// The answer to [`ShardMsg::Clear`]: messages removed.
+    Cleared {
+        request: RequestId,
+        result: Result<u64, ErrorCode>,
+    },
     /// The shard of an HTTP request to all others. Bounded by requests.
     Ask {
         app: Arc<str>,
@@ -207,10 +295,17 @@ impl ShardMsg {
             + match self {
                 Self::Publish(publish) => publish.text.len(),
                 Self::Deliver { frame, .. } | Self::Unicast { frame, .. } => frame.len(),
-                Self::PublishDone { .. }
+                // Shared with the home's ring, or bounded per connection.
+                Self::Replay { .. }
+                | Self::PublishDone { .. }
                 | Self::Interest { .. }
                 | Self::InterestReady { .. }
                 | Self::InterestGone { .. }
+                | Self::AskReplay { .. }
+                | Self::AskCount { .. }
+                | Self::Count { .. }
+                | Self::Clear { .. }
+                | Self::Cleared { .. }
                 | Self::Ask { .. }
                 | Self::Answer { .. } => 0,
             }
@@ -235,14 +330,22 @@ mod tests {
             hash: 5,
             data: "{\"a\":1}",
             id: "",
+            publisher: "me",
             persist: false,
             origin,
         };
         let owned = OwnedPublish::new(&publish);
         let back = owned.borrow();
         assert_eq!(
-            (back.channel, back.id, back.data, back.persist, back.origin),
-            ("room:é", "", "{\"a\":1}", false, origin)
+            (
+                back.channel,
+                back.id,
+                back.publisher,
+                back.data,
+                back.persist,
+                back.origin
+            ),
+            ("room:é", "", "me", "{\"a\":1}", false, origin)
         );
     }
 }

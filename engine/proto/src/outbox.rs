@@ -4,20 +4,27 @@
 //! shard exists once. The driver gathers what is here into one send and then tells how much the
 //! kernel took.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
+
+use smallvec::SmallVec;
 
 /// An encoded frame, shared by the outboxes of one shard.
 pub type Frame = Rc<[u8]>;
 
-/// Heap that an emptied outbox keeps, in frames: most connections need no more per turn.
-const IDLE_FRAMES_KEPT: usize = 8;
+/// Frames kept inside the outbox itself. A fan-out walks outboxes one after another: what most of
+/// them hold in a turn is then read without following a pointer.
+const INLINE_FRAMES: usize = 4;
+
+/// Sent frames at the front of a long outbox that are let go of together.
+const SENT_FRAMES_KEPT: usize = 64;
 
 #[derive(Debug, Default)]
 pub struct Outbox {
-    frames: VecDeque<Frame>,
-    /// Bytes of the first frame that the kernel already has.
-    sent: usize,
+    frames: SmallVec<[Frame; INLINE_FRAMES]>,
+    /// Frames at the front that the kernel has.
+    gone: u32,
+    /// Bytes of the first frame not gone that the kernel has.
+    sent: u32,
     /// Bytes not yet sent.
     bytes: usize,
 }
@@ -25,7 +32,7 @@ pub struct Outbox {
 impl Outbox {
     pub fn push(&mut self, frame: Frame) {
         self.bytes += frame.len();
-        self.frames.push_back(frame);
+        self.frames.push(frame);
     }
 
     /// Bytes not yet sent.
@@ -35,7 +42,7 @@ impl Outbox {
 
     /// Frames not yet sent whole.
     pub fn frames(&self) -> usize {
-        self.frames.len()
+        self.frames.len() - self.gone as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -44,35 +51,47 @@ impl Outbox {
 
     /// Bytes of the first frame that were sent already.
     pub fn first_offset(&self) -> usize {
-        self.sent
+        self.sent as usize
     }
 
     /// The frames, oldest first; of the first one [`Outbox::first_offset`] bytes are gone.
-    pub fn iter(&self) -> impl Iterator<Item = &Frame> {
-        self.frames.iter()
+    pub fn iter(&self) -> std::slice::Iter<'_, Frame> {
+        self.frames
+            .get(self.gone as usize..)
+            .unwrap_or_default()
+            .iter()
     }
 
     /// Takes note that the kernel accepted the next `count` bytes.
-    pub fn advance(&mut self, mut count: usize) {
+    pub fn advance(&mut self, count: usize) {
         self.bytes = self.bytes.saturating_sub(count);
-        while let Some(first) = self.frames.front() {
-            let left = first.len() - self.sent;
-            if count < left {
-                self.sent += count;
-                return;
-            }
-            count -= left;
-            self.sent = 0;
-            self.frames.pop_front();
+        if self.bytes == 0 {
+            self.clear();
+            return;
         }
-        if self.frames.capacity() > IDLE_FRAMES_KEPT {
-            self.frames.shrink_to(IDLE_FRAMES_KEPT);
+        let mut count = count + self.sent as usize;
+        while let Some(first) = self.frames.get(self.gone as usize)
+            && count >= first.len()
+        {
+            count -= first.len();
+            self.gone += 1;
+        }
+        // Within one frame, whose length fits.
+        self.sent = u32::try_from(count).unwrap_or(u32::MAX);
+        if self.gone as usize >= SENT_FRAMES_KEPT {
+            self.frames.drain(..self.gone as usize);
+            self.gone = 0;
         }
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        if self.frames.spilled() {
+            *self = Self::default();
+        } else {
+            self.frames.clear();
+            (self.gone, self.sent, self.bytes) = (0, 0, 0);
+        }
     }
 }
 

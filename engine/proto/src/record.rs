@@ -48,7 +48,19 @@ pub struct Retention {
 }
 
 /// What an ack of a stored message means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Sync {
     /// Survives the end of the process at any moment; a power cut may take the last moments.
     #[default]

@@ -1,13 +1,16 @@
 //! One client's protocol state on its shard: who it is, what it may do, what it is subscribed to,
 //! and what is waiting to be sent to it. What it may do to others is the shard's work.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::auth::key::KeyRecord;
+use crate::catchup::Catchup;
 use crate::channel::local::Subscription;
 use crate::ids::ConnId;
 use crate::outbox::Outbox;
 use crate::rate::RateWindow;
+use crate::shard::HistorySlot;
 use crate::url::Shape;
 
 /// What a handshake has earned.
@@ -16,7 +19,7 @@ pub struct Grant {
     pub app: Arc<str>,
     pub key: Arc<KeyRecord>,
     /// Identity (contract D8).
-    pub client_id: Box<str>,
+    pub client_id: Arc<str>,
     /// The connection gets its own messages (contract D15).
     pub echo: bool,
     /// Form of presence and history frames (contract D21).
@@ -38,6 +41,16 @@ pub struct Session {
     /// Malformed messages in the minute that began at `malformed_since_ms`.
     pub malformed: u32,
     pub malformed_since_ms: u64,
+    /// What it is being sent of the past.
+    pub catchup: Option<Box<Catchup>>,
+    /// [`crate::shard::Shard::pump`] is at work, further up on the stack.
+    pub pumping: bool,
+    /// Replay jobs begun so far.
+    pub replays_begun: u32,
+    /// History requests in the order of their answers.
+    pub histories: VecDeque<HistorySlot>,
+    /// History requests so far.
+    pub histories_asked: u64,
 }
 
 /// A connection's slot. What a fan-out touches comes first.
@@ -51,6 +64,8 @@ pub struct Conn {
     pub state: ConnState,
     /// Has sent a `ping`, PING or PONG of its own: silence means something (contract D12).
     pub shows_life: bool,
+    /// Wants [`crate::shard::Shard::pump`] when its outbox has been flushed.
+    pub catching_up: bool,
     /// Monotonic second of the last inbound frame.
     pub last_in_s: u32,
     pub generation: u32,
@@ -111,6 +126,7 @@ impl Conns {
                 dirty: false,
                 state: ConnState::Open,
                 shows_life: false,
+                catching_up: false,
                 last_in_s: now_s,
                 generation: id.generation,
                 subscriptions: Vec::new(),

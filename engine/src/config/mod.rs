@@ -12,7 +12,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shardwire_proto::limits::Limits;
+use shardwire_proto::limits::{Limits, RING_BYTES_MAX};
+use shardwire_proto::namespace::{Namespace, Namespaces};
+
+use crate::store::StoreConfig;
 
 use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
@@ -25,6 +28,15 @@ pub const NOFILE_RESERVE: usize = 512;
 const SPIN_US_MAX: u64 = 10_000;
 /// Longest drain in seconds.
 const DRAIN_DEADLINE_S_MAX: u64 = 3600;
+
+/// Operations that may wait for the store: above it their bookkeeping alone is hundreds of MiB.
+const STORE_QUEUE_OPS_MAX: u64 = 1 << 22;
+/// Longest wait for a transaction to fill, in microseconds: every ack waits as long.
+const COMMIT_WAIT_US_MAX: u64 = 1_000_000;
+/// Reader threads at most.
+const STORE_READERS_MAX: u64 = 64;
+/// Largest overlap of a resume, in ms: beyond it every resume would repeat more than is kept for it at least.
+const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
 
 /// Every setting, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,6 +61,12 @@ pub struct Config {
     pub http: Http,
     /// How shards run.
     pub runtime: Runtime,
+    /// How messages are written and read.
+    pub store: StoreConfig,
+    /// What is kept in memory, and how resume looks for it.
+    pub history: History,
+    /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
+    pub namespace: Vec<Namespace>,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -97,6 +115,25 @@ impl Default for Http {
     fn default() -> Self {
         Self {
             cors_origins: vec!["*".to_owned()],
+        }
+    }
+}
+
+/// File section `[history]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// Bytes of recent messages that each shard keeps in memory, for rewind and resume.
+    pub ring_bytes_max: usize,
+    /// How far below a resume's timestamp messages are sent again, ms: for several servers whose clocks differ (D19).
+    pub recovery_overlap_ms: u64,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            ring_bytes_max: RING_BYTES_MAX,
+            recovery_overlap_ms: 0,
         }
     }
 }
@@ -194,6 +231,9 @@ impl Config {
             websocket: reader.take_section("websocket", WebSocket::default()),
             http: reader.take_section("http", Http::default()),
             runtime: reader.take_section("runtime", Runtime::default()),
+            store: reader.take_section("store", StoreConfig::default()),
+            history: reader.take_section("history", History::default()),
+            namespace: reader.take("namespace", Vec::new()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -217,6 +257,10 @@ impl Config {
         if let Err(error) = self.limits.validate() {
             reader.problem(error.to_string());
         }
+        if let Err(error) = Namespaces::new(self.namespace.clone()) {
+            let place = reader.place("namespace");
+            reader.problem(format!("{place}: {error}"));
+        }
         if share_port(self.listen, self.admin_listen) {
             // The listeners share their ports with other processes, so the kernel would not object.
             let (listen, admin) = (self.listen, self.admin_listen);
@@ -230,6 +274,36 @@ impl Config {
                 self.runtime.spin_before_park_us,
                 0,
                 SPIN_US_MAX,
+            ),
+            (
+                "store.queue_ops_max",
+                self.store.queue_ops_max as u64,
+                1,
+                STORE_QUEUE_OPS_MAX,
+            ),
+            (
+                "store.batch_ops_max",
+                self.store.batch_ops_max as u64,
+                1,
+                STORE_QUEUE_OPS_MAX,
+            ),
+            (
+                "store.commit_wait_us",
+                self.store.commit_wait_us,
+                0,
+                COMMIT_WAIT_US_MAX,
+            ),
+            (
+                "store.readers",
+                self.store.readers as u64,
+                1,
+                STORE_READERS_MAX,
+            ),
+            (
+                "history.recovery_overlap_ms",
+                self.history.recovery_overlap_ms,
+                0,
+                RECOVERY_OVERLAP_MS_MAX,
             ),
             (
                 "drain.rate",

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
 
+use shardwire_proto::record::Sync;
 use tempfile::TempDir;
 
 use super::*;
@@ -160,7 +161,12 @@ fn every_section_is_read() {
         [http]\ncors_origins = ['http://localhost:3000', 'https://b.example']
         [runtime]\nspin_before_park_us = 50\nconnections_max = 100
         [log]\nlevel = 'debug'\nformat = 'json'
-        [drain]\nrate = 10\ndeadline_s = 5",
+        [drain]\nrate = 10\ndeadline_s = 5
+        [store]\nqueue_ops_max = 1000\ncommit_wait_us = 500
+        [history]\nring_bytes_max = 1000000\nrecovery_overlap_ms = 50
+        [[namespace]]\npattern = 'a:*'\nttl_s = 600\nmessages_max = 10\nsync = 'disk'
+        [[namespace]]\npattern = 'b:*'\nhistory = false
+        [[namespace]]\npattern = '*'\npersist = false",
     )
     .unwrap();
     assert_eq!(config.cores, [1, 3]);
@@ -191,6 +197,40 @@ fn every_section_is_read() {
             deadline_s: 5
         }
     );
+    assert_eq!(
+        config.store,
+        StoreConfig {
+            queue_ops_max: 1000,
+            commit_wait_us: 500,
+            ..StoreConfig::default()
+        }
+    );
+    assert_eq!(
+        config.history,
+        History {
+            ring_bytes_max: 1_000_000,
+            recovery_overlap_ms: 50
+        }
+    );
+    let namespaces = [
+        Namespace {
+            pattern: "a:*".into(),
+            ttl_s: 600,
+            messages_max: 10,
+            sync: Sync::Disk,
+            ..Namespace::default()
+        },
+        Namespace {
+            pattern: "b:*".into(),
+            history: false,
+            ..Namespace::default()
+        },
+        Namespace {
+            persist: false,
+            ..Namespace::default()
+        },
+    ];
+    assert_eq!(config.namespace, namespaces);
 }
 
 #[test]
@@ -256,6 +296,27 @@ fn bad_values_are_refused_with_their_place() {
         ("log.format = 'xml'", "log.format in"),
         ("drain.deadline_s = 0", "is not between 1 and 3600"),
         ("drain = 5", "unknown key drain in"),
+        ("store.readers = 0", "is not between 1 and 64"),
+        ("store.queue_ops_max = 0", "store.queue_ops_max in"),
+        ("store.batch_ops_max = 0", "store.batch_ops_max in"),
+        (
+            "store.commit_wait_us = 1000001",
+            "is not between 0 and 1000000",
+        ),
+        (
+            "history.recovery_overlap_ms = 120001",
+            "is not between 0 and 120000",
+        ),
+        ("namespace = 1", "namespace in"),
+        ("[[namespace]]\nttl_s = 600", "pattern"),
+        ("[[namespace]]\npattern = 'a'\nttl = 600", "ttl"),
+        ("[[namespace]]\npattern = 'a*'", "a*"),
+        ("[[namespace]]\npattern = 'a'\nttl_s = 119", "below 120"),
+        (
+            "[[namespace]]\npattern = 'a'\nmessages_max = 0",
+            "messages_max is 0",
+        ),
+        ("[[namespace]]\npattern = 'a'\nsync = 'power'", "power"),
     ] {
         let told = problem(text);
         assert!(told.contains(expected), "{text}: {told}");
@@ -357,10 +418,21 @@ fn the_readme_lists_every_setting() {
         .iter()
         .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
         .collect();
-    for section in ["limits", "websocket", "http", "runtime", "log", "drain"] {
+    for section in [
+        "limits",
+        "websocket",
+        "http",
+        "runtime",
+        "log",
+        "drain",
+        "store",
+        "history",
+    ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));
     }
+    let namespace = serde_json::to_value(Namespace::default()).unwrap();
+    names.extend(namespace.as_object().unwrap().keys().cloned());
     for name in names {
         assert!(
             readme.contains(&format!("`{name}")),

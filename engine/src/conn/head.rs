@@ -1,16 +1,18 @@
 //! The first request head of a connection decides what it is: a WebSocket, or HTTP.
 
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
-use futures_lite::future;
+use futures_lite::{AsyncRead, future};
 use glommio::net::TcpStream;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ws::handshake::{write_accept, write_refusal};
 use shardwire_proto::ws::{HEAD_BYTES_MAX, HeadError, HeadKind, Upgrade, parse_head};
 
-use super::{ConnTask, read};
+use super::ConnTask;
 use crate::shard::{Core, Handshake, Occupied, ShardRuntime};
 use crate::sys::{self, Sent};
 
@@ -25,15 +27,19 @@ pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, mut stream: Tcp
         return;
     };
     let deadline = runtime.settings.handshake_deadline;
-    match read_head_by(&mut stream, deadline).await {
+    match read_head_by(&runtime, &mut stream, deadline).await {
         Some(head) => decide(runtime, stream, head, occupied).await,
         None => runtime.count(|io| io.heads_failed += 1),
     }
 }
 
 /// Reads a request head, or `None` if the peer goes away or takes longer than `deadline`.
-pub(crate) async fn read_head_by(stream: &mut TcpStream, deadline: Duration) -> Option<Vec<u8>> {
-    future::or(read_head(stream), async {
+pub(crate) async fn read_head_by<C: Core>(
+    runtime: &ShardRuntime<C>,
+    stream: &mut TcpStream,
+    deadline: Duration,
+) -> Option<Vec<u8>> {
+    future::or(read_head(runtime, stream), async {
         glommio::timer::sleep(deadline).await;
         None
     })
@@ -41,12 +47,18 @@ pub(crate) async fn read_head_by(stream: &mut TcpStream, deadline: Duration) -> 
 }
 
 /// Reads until a head is complete or can no longer become one; `None` if the peer went away.
-async fn read_head(stream: &mut TcpStream) -> Option<Vec<u8>> {
+async fn read_head<C: Core>(runtime: &ShardRuntime<C>, stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::new();
-    let mut chunk = [0; 2048];
     loop {
-        let count = read(stream, &mut chunk).await.ok().filter(|n| *n > 0)?;
-        head.extend_from_slice(chunk.get(..count)?);
+        // Into the shard's buffer: a connection that has sent nothing holds nothing.
+        let count = future::poll_fn(|cx| {
+            let mut buffer = runtime.read_buffer.borrow_mut();
+            let count = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)).ok();
+            head.extend_from_slice(count.and_then(|n| buffer.get(..n)).unwrap_or_default());
+            Poll::Ready(count)
+        })
+        .await;
+        count.filter(|n| *n > 0)?;
         if !matches!(parse_head(&head), Ok(None)) || head.len() > HEAD_BYTES_MAX {
             return Some(head);
         }

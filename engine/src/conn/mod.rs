@@ -41,7 +41,10 @@ pub(crate) struct ConnTask<C: Core> {
     stream: TcpStream,
     decoder: Decoder,
     conn: ConnId,
+    /// Given on to whoever ends the socket.
     occupied: Option<Occupied<C>>,
+    /// The peer has ended the connection: closing the descriptor is all that is left.
+    peer_gone: bool,
 }
 
 impl<C: Core> ConnTask<C> {
@@ -60,6 +63,7 @@ impl<C: Core> ConnTask<C> {
             decoder: Decoder::default(),
             conn,
             occupied: Some(occupied),
+            peer_gone: false,
         };
         task.handle_bytes(early);
         glommio::spawn_local(task).detach();
@@ -105,6 +109,8 @@ impl<C: Core> ConnTask<C> {
                 let mut core = self.runtime.core.borrow_mut();
                 let Some(outbox) = core.outbox(self.conn).filter(|o| !o.is_empty()) else {
                     link.blocked = false;
+                    core.pump(self.conn, self.runtime.now());
+                    self.runtime.schedule_turn();
                     return Poll::Ready(Ok(()));
                 };
                 let mut gather = self.runtime.gather.borrow_mut();
@@ -147,6 +153,7 @@ impl<C: Core> ConnTask<C> {
             let mut buffer = runtime.read_buffer.borrow_mut();
             match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
                 Ok(0) | Err(_) => {
+                    self.peer_gone = true;
                     let now = runtime.now();
                     let mut core = runtime.core.borrow_mut();
                     core.close(self.conn, CloseCause::PeerGone, now);
@@ -172,11 +179,8 @@ impl<C: Core> ConnTask<C> {
     }
 
     fn register(&self, cx: &Context<'_>) {
-        if let Some(link) = self.runtime.links.borrow_mut().get(self.conn)
-            && !link.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker()))
-        {
-            link.waker = Some(cx.waker().clone());
-        }
+        let mut links = self.runtime.links.borrow_mut();
+        links.register(self.conn, cx.waker());
     }
 }
 
@@ -250,7 +254,7 @@ impl<C: Core> ConnTask<C> {
 impl<C: Core> Drop for ConnTask<C> {
     fn drop(&mut self) {
         // `linger` has taken the place, and with it the socket's end.
-        if self.occupied.is_some() {
+        if self.occupied.is_some() && !self.peer_gone {
             sys::shutdown(self.stream.as_raw_fd(), Shutdown::Both);
         }
         self.runtime.unlink(self.conn);

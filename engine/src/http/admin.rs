@@ -21,6 +21,10 @@ use shardwire_proto::url::parse_target;
 use super::{Refusal, Stage, drive, effective_method, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
+use crate::store::StoreHandle;
+
+/// A transaction that takes longer has a disk that hangs: a checkpoint on a slow one takes a second.
+const STORE_WAIT_MAX_MS: u64 = 5000;
 
 /// What the admin port is told at its start.
 #[derive(Debug)]
@@ -64,7 +68,7 @@ async fn answer(
             Err(Refusal::method_not_allowed("GET, HEAD"))
         }
         "/healthz" => health(server, settings).await,
-        "/readyz" => readiness(settings.stage.get()),
+        "/readyz" => readiness(server, settings.stage.get()),
         "/metrics" => Ok(metrics(server, settings).await),
         _ => Err(ErrorCode::NotFound.into()),
     }
@@ -87,21 +91,45 @@ async fn health(
     Err(ProtocolError::with_text(ErrorCode::Unavailable, text).into())
 }
 
-/// Ready while the public port is served and is to be served on: what a load balancer asks.
-fn readiness(stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
+/// Ready while the public port is served and is to be served on, and messages can be stored: what a load balancer asks.
+fn readiness(server: &Server, stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
     let reason = match stage {
-        Stage::Serving => return Ok(json(br#"{"status":"ready"}"#.to_vec())),
-        Stage::Starting => "starting",
-        Stage::Draining => "draining",
+        Stage::Serving => match store_trouble(server) {
+            None => return Ok(json(br#"{"status":"ready"}"#.to_vec())),
+            Some(trouble) => trouble,
+        },
+        Stage::Starting => "starting".to_owned(),
+        Stage::Draining => "draining".to_owned(),
     };
     Err(ProtocolError::with_text(ErrorCode::Unavailable, reason).into())
+}
+
+/// What is wrong with the store, if anything.
+fn store_trouble(server: &Server) -> Option<String> {
+    let stats = server.settings.store.as_ref()?.stats();
+    let now_ms = server.now().unix_ms;
+    if stats.is_well(now_ms, STORE_WAIT_MAX_MS) {
+        return None;
+    }
+    let (what, since) = match stats.failing_since_ms {
+        Some(since) => ("writing fails", since),
+        None => (
+            "the disk does not answer",
+            stats.writing_since_ms.unwrap_or(now_ms),
+        ),
+    };
+    let seconds = now_ms.saturating_sub(since) / 1000;
+    Some(format!(
+        "degraded: store: {what}, for {seconds} s; messages with history are refused"
+    ))
 }
 
 async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Bytes>> {
     let shards = stats(server).await;
     // Counting open descriptors may take the kernel a while, which the shard must not spend.
     let process = glommio::executor().spawn_blocking(Process::read).await;
-    let text = metrics::render(settings.shards, &shards, &process);
+    let store = server.settings.store.as_ref().map(StoreHandle::stats);
+    let text = metrics::render(settings.shards, &shards, store.as_ref(), &process);
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(

@@ -17,12 +17,15 @@ use shardwire_proto::auth::key::{KeyKind, KeyRecord};
 use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
+use shardwire_proto::limits::HISTORY_PAGE_BYTES_MAX;
 use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::shard::page;
 use shardwire_proto::url::{parse_target, percent_decode};
 use shardwire_proto::wire::http_api::{
-    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_publish,
+    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_page, parse_publish,
     parse_unsubscribe, write_channel, write_channels, write_count, write_publish_reply,
 };
+use shardwire_proto::wire::wsocket::write_page;
 
 use super::cors::Cors;
 use super::pace::Pace;
@@ -30,10 +33,12 @@ use super::{Refusal, effective_method, json, read_body};
 use crate::conn::head::bearer;
 use crate::shard::Server;
 
-/// What a path names.
+/// What a call asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Endpoint {
-    Messages,
+    PublishTo,
+    History,
+    Clear,
     Publish,
     Channels,
     Channel,
@@ -41,37 +46,64 @@ enum Endpoint {
     Unsubscribe,
 }
 
-impl Endpoint {
+/// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
+#[derive(Debug, Clone, Copy)]
+struct Resource {
+    calls: &'static [(&'static str, Endpoint)],
+    /// For the `Allow` header.
+    methods: &'static str,
+}
+
+impl Resource {
     const PATHS: [(&'static str, Self); 6] = [
-        ("/channels/{channel}/messages", Self::Messages),
-        ("/publish", Self::Publish),
-        ("/channels", Self::Channels),
-        ("/channels/{channel}", Self::Channel),
-        ("/clients/{client}/disconnect", Self::Disconnect),
-        ("/clients/{client}/unsubscribe", Self::Unsubscribe),
+        (
+            "/channels/{channel}/messages",
+            Self {
+                calls: &[
+                    ("GET", Endpoint::History),
+                    ("POST", Endpoint::PublishTo),
+                    ("DELETE", Endpoint::Clear),
+                ],
+                methods: "GET, HEAD, POST, DELETE, OPTIONS",
+            },
+        ),
+        ("/publish", Self::post(&[("POST", Endpoint::Publish)])),
+        ("/channels", Self::get(&[("GET", Endpoint::Channels)])),
+        (
+            "/channels/{channel}",
+            Self::get(&[("GET", Endpoint::Channel)]),
+        ),
+        (
+            "/clients/{client}/disconnect",
+            Self::post(&[("POST", Endpoint::Disconnect)]),
+        ),
+        (
+            "/clients/{client}/unsubscribe",
+            Self::post(&[("POST", Endpoint::Unsubscribe)]),
+        ),
     ];
 
-    /// The one method that it has.
-    fn method(self) -> (Method, &'static str) {
-        match self {
-            Self::Messages | Self::Publish | Self::Disconnect | Self::Unsubscribe => {
-                (Method::POST, "POST, OPTIONS")
-            }
-            Self::Channels | Self::Channel => (Method::GET, "GET, HEAD, OPTIONS"),
-        }
+    const fn get(calls: &'static [(&'static str, Endpoint)]) -> Self {
+        let methods = "GET, HEAD, OPTIONS";
+        Self { calls, methods }
+    }
+
+    const fn post(calls: &'static [(&'static str, Endpoint)]) -> Self {
+        let methods = "POST, OPTIONS";
+        Self { calls, methods }
     }
 }
 
-/// Paths to endpoints: each under `/api` and, with the app fixed by the path, under `/api/admin/apps/{app}`.
+/// Paths to resources: each under `/api` and, with the app fixed by the path, under `/api/admin/apps/{app}`.
 #[derive(Debug)]
-pub(super) struct Routes(matchit::Router<Endpoint>);
+pub(super) struct Routes(matchit::Router<Resource>);
 
 impl Routes {
     pub(super) fn new() -> Self {
         let mut router = matchit::Router::new();
-        for (path, endpoint) in Endpoint::PATHS {
+        for (path, resource) in Resource::PATHS {
             for prefix in ["/api", "/api/admin/apps/{app}"] {
-                let inserted = router.insert(format!("{prefix}{path}"), endpoint);
+                let inserted = router.insert(format!("{prefix}{path}"), resource);
                 assert!(inserted.is_ok(), "the paths above do not conflict");
             }
         }
@@ -81,11 +113,10 @@ impl Routes {
     /// Finds the call that a request makes.
     fn find(&self, method: &Method, path: &str) -> Result<Call, Refusal> {
         let matched = self.0.at(path).map_err(|_| ErrorCode::NotFound)?;
-        let endpoint = *matched.value;
-        let (own_method, allow) = endpoint.method();
-        if *effective_method(method) != own_method {
-            return Err(Refusal::method_not_allowed(allow));
-        }
+        let Resource { calls, methods } = *matched.value;
+        let method = effective_method(method).as_str();
+        let found = calls.iter().find(|(own, _)| *own == method);
+        let (_, endpoint) = *found.ok_or_else(|| Refusal::method_not_allowed(methods))?;
         let param = |name| {
             let encoded = matched.params.get(name).unwrap_or_default();
             percent_decode(encoded).map(Cow::into_owned)
@@ -135,7 +166,9 @@ pub(super) async fn answer(
         idempotency_key: idempotency_key.as_deref(),
     };
     let reply = match call.endpoint {
-        Endpoint::Messages => caller.publish_to(&call.channel, &body).await,
+        Endpoint::PublishTo => caller.publish_to(&call.channel, &body).await,
+        Endpoint::History => caller.history(&call.channel, target.query).await,
+        Endpoint::Clear => caller.clear(&call.channel).await,
         Endpoint::Publish => caller.publish(&body).await,
         Endpoint::Channels => caller.list_channels(target.query).await,
         Endpoint::Channel => caller.describe_channel(&call.channel).await,
@@ -157,9 +190,10 @@ impl Call {
         }
         let grants = &key.capabilities;
         let permitted = match self.endpoint {
-            Endpoint::Messages | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
+            Endpoint::PublishTo | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
+            Endpoint::History => grants.permits(&self.channel, Ops::HISTORY),
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
-            Endpoint::Channel => grants.permits(&self.channel, Ops::ADMIN),
+            Endpoint::Channel | Endpoint::Clear => grants.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
         };
         if permitted {
@@ -251,6 +285,31 @@ impl Caller<'_> {
         Ok(reply)
     }
 
+    /// The twin of a client's `history` (contract D17).
+    async fn history(&self, channel: &str, query: &str) -> Reply {
+        channel_name::validate(channel, true)?;
+        let request = parse_page(query)?;
+        let page = self.server.with(|shard, _| {
+            let settings = shard.channel_settings(channel);
+            (settings.history && settings.persist)
+                .then(|| page(request, HISTORY_PAGE_BYTES_MAX, shard.limits()))
+        });
+        let page = page.ok_or(ErrorCode::HistoryDisabled)?;
+        let (messages, has_more) = self.server.history(&self.key.app, channel, page).await?;
+        let mut reply = Vec::new();
+        write_page(&mut reply, channel, &messages, has_more);
+        Ok(reply)
+    }
+
+    /// Removes what is stored of a channel; its numbering goes on.
+    async fn clear(&self, channel: &str) -> Reply {
+        channel_name::validate(channel, true)?;
+        let deleted = self.server.clear(&self.key.app, channel).await?;
+        let mut reply = Vec::new();
+        write_count(&mut reply, "deleted", deleted);
+        Ok(reply)
+    }
+
     async fn list_channels(&self, query: &str) -> Reply {
         let page = ChannelPage::parse(query)?;
         let limit = page.limit;
@@ -279,7 +338,7 @@ impl Caller<'_> {
 
     async fn describe_channel(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
-        let (mut total, mut sequence) = (0, 0);
+        let (mut total, mut sequence) = (0, None);
         for (_, answer) in self
             .ask(Query::Channel {
                 name: channel.to_owned(),
@@ -292,9 +351,12 @@ impl Caller<'_> {
             } = answer
             {
                 total += subscribers;
-                sequence = last_sequence.unwrap_or(sequence);
+                sequence = sequence.or(last_sequence);
             }
         }
+        let text = "the store cannot be read";
+        let sequence =
+            sequence.ok_or_else(|| ProtocolError::with_text(ErrorCode::Unavailable, text))?;
         let mut reply = Vec::new();
         write_channel(&mut reply, channel, total, sequence);
         Ok(reply)
@@ -333,7 +395,7 @@ impl Caller<'_> {
             }
         }
         let mut reply = Vec::new();
-        write_count(&mut reply, name, total);
+        write_count(&mut reply, name, total as u64);
         Ok(reply)
     }
 

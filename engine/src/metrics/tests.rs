@@ -14,6 +14,7 @@ fn stats() -> Stats {
         duplicates: 1,
         publishes_refused: 3,
         deliveries: 40,
+        replayed: 14,
         bytes_queued: 4000,
         bytes_sent: 3900,
         sends: 30,
@@ -31,9 +32,37 @@ fn stats() -> Stats {
         connections: 3,
         channels: 2,
         home_channels: 1,
+        ring_bytes: 5000,
+        store_pending: 6,
         outbox_bytes: 100,
         mesh_pending: vec![0, 8],
     }
+}
+
+fn store() -> StoreStats {
+    let mut stats = StoreStats {
+        queue_ops: 21,
+        queue_bytes: 2100,
+        reads_queued: 22,
+        ops: 1000,
+        ops_failed: 23,
+        ops_refused: 24,
+        commits: 100,
+        commits_failed: 25,
+        order_errors: 26,
+        commit: Histogram::default(),
+        last_commit_us: 27,
+        reads: 50,
+        reads_failed: 8,
+        reads_refused: 28,
+        read: Histogram::default(),
+        expired: 29,
+        reopened: 30,
+        failing_since_ms: Some(1),
+        writing_since_ms: None,
+    };
+    stats.commit.record(17);
+    stats
 }
 
 fn page() -> String {
@@ -42,7 +71,12 @@ fn page() -> String {
         cpu_seconds: Some(1.25),
         open_fds: Some(17),
     };
-    render(2, &[(ShardId(1), Box::new(stats()))], &process)
+    render(
+        2,
+        &[(ShardId(1), Box::new(stats()))],
+        Some(&store()),
+        &process,
+    )
 }
 
 #[test]
@@ -74,6 +108,27 @@ fn every_number_has_its_line() {
         r#"shardwire_mesh_messages_total{shard="1",direction="out"} 13"#,
         r#"shardwire_mesh_pending{shard="1",peer="0"} 0"#,
         r#"shardwire_mesh_pending{shard="1",peer="1"} 8"#,
+        r#"shardwire_ring_bytes{shard="1"} 5000"#,
+        r#"shardwire_store_pending{shard="1"} 6"#,
+        r#"shardwire_replayed_total{shard="1"} 14"#,
+        "shardwire_store_failing 1",
+        "shardwire_store_queue_operations 21",
+        "shardwire_store_queue_bytes 2100",
+        "shardwire_store_queue_reads 22",
+        r#"shardwire_store_operations_total{result="committed"} 1000"#,
+        r#"shardwire_store_operations_total{result="failed"} 23"#,
+        r#"shardwire_store_operations_total{result="refused"} 24"#,
+        r#"shardwire_store_commits_total{result="committed"} 100"#,
+        r#"shardwire_store_commits_total{result="failed"} 25"#,
+        "shardwire_store_order_errors_total 26",
+        r#"shardwire_store_reads_total{result="answered"} 42"#,
+        r#"shardwire_store_reads_total{result="failed"} 8"#,
+        r#"shardwire_store_reads_total{result="refused"} 28"#,
+        "shardwire_store_expired_total 29",
+        "shardwire_store_reopened_total 30",
+        r#"shardwire_store_commit_seconds_bucket{le="0.000032"} 1"#,
+        "shardwire_store_commit_seconds_count 1",
+        "shardwire_store_read_seconds_count 0",
         "process_resident_memory_bytes 2048",
         "process_cpu_seconds_total 1.25",
         "process_open_fds 17",

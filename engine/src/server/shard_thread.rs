@@ -9,6 +9,7 @@ use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::key::KeyRing;
 use shardwire_proto::ids::{Placement, ShardId};
+use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
@@ -17,6 +18,7 @@ use crate::conn::head::read_head_by;
 use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
+use crate::store::StoreHandle;
 use crate::sys;
 
 /// Everything a shard's thread is given.
@@ -32,6 +34,9 @@ pub(super) struct Plan {
     pub(super) listener: Socket,
     /// The admin listener, on the first shard.
     pub(super) admin: Option<Socket>,
+    pub(super) store: StoreHandle,
+    /// What the store answers.
+    pub(super) replies: Inbox<StoreReply>,
     /// None where this is the only shard.
     pub(super) mesh: Option<MeshBuilder<Batch, Full>>,
     pub(super) orders: Inbox<Control>,
@@ -67,6 +72,7 @@ pub(super) async fn run(plan: Plan) {
         },
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
+        store: Some(plan.store),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -89,6 +95,7 @@ pub(super) async fn run(plan: Plan) {
         }
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
+    glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(tick(server.clone())).detach();
     let accepting =
         glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
@@ -129,7 +136,7 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
         match listener.accept().await {
             Ok(mut stream) => glommio::spawn_local(async move {
                 let deadline = server.settings.handshake_deadline;
-                if let Some(head) = read_head_by(&mut stream, deadline).await {
+                if let Some(head) = read_head_by(&server, &mut stream, deadline).await {
                     serve_admin(stream, head, server, settings).await;
                 }
             })

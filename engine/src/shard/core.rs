@@ -9,10 +9,12 @@ use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
-use shardwire_proto::shard::{Output, Shard};
+use shardwire_proto::record::{StoreError, StoreReply};
+use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
+use crate::store::StoreHandle;
 
 /// A request head's part in deciding on a handshake.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +52,12 @@ pub trait Core: Sized + 'static {
     fn flush_due(&self) -> bool;
     fn take_dirty(&mut self) -> Vec<u32>;
     fn reuse_dirty(&mut self, list: Vec<u32>);
-    fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)>;
+    fn flush(&mut self, slot: u32) -> Option<Flush<'_>>;
+    /// A connection that is catching up has been flushed whole.
+    fn pump(&mut self, _conn: ConnId, _now: Now) {}
+    /// Hands the store what has gathered for it.
+    fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
+    fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
@@ -72,7 +79,6 @@ pub struct IoCounts {
     pub bytes_sent: u64,
     pub sends_blocked: u64,
     pub heads_failed: u64,
-    pub http_requests: u64,
 }
 
 impl Core for Shard {
@@ -98,8 +104,8 @@ impl Core for Shard {
 
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now) {
         match event {
-            Event::Text(text) => self.handle_message(conn, text.as_bytes(), now),
-            Event::Binary(bytes) => self.handle_message(conn, bytes, now),
+            Event::Text(text) => self.handle_message(conn, text, now),
+            Event::Binary(bytes) => self.handle_binary(conn, bytes, now),
             Event::Ping(payload) => self.handle_ping(conn, payload, now),
             Event::Pong(_) => self.handle_pong(conn, now),
             Event::Close(received) => {
@@ -157,8 +163,43 @@ impl Core for Shard {
         Shard::reuse_dirty(self, list);
     }
 
-    fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)> {
+    fn flush(&mut self, slot: u32) -> Option<Flush<'_>> {
         Shard::flush(self, slot)
+    }
+
+    fn pump(&mut self, conn: ConnId, now: Now) {
+        Shard::pump(self, conn, now);
+    }
+
+    fn submit(&mut self, store: &StoreHandle, now: Now) {
+        let shard = self.id();
+        let ops = self.take_ops();
+        if !ops.is_empty()
+            && let Err(refused) = store.submit(shard, ops)
+        {
+            self.refuse_ops(refused, now);
+        }
+        let mut questions = self.take_questions().into_iter();
+        while let Some(question) = questions.next() {
+            let ticket = question.ticket;
+            match store.read(shard, question.clone()) {
+                Ok(()) => {}
+                // Each answer that comes back makes room, and ends in a turn.
+                Err(StoreError::Overloaded) => {
+                    let rest = std::iter::once(question).chain(questions).collect();
+                    self.keep_questions(rest, now);
+                    return;
+                }
+                Err(error @ StoreError::Failed) => {
+                    let answer = Err(error);
+                    Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
+                }
+            }
+        }
+    }
+
+    fn handle_store(&mut self, reply: StoreReply, now: Now) {
+        Shard::handle_store(self, reply, now);
     }
 
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {
@@ -175,7 +216,6 @@ impl Core for Shard {
         counters.bytes_sent += io.bytes_sent;
         counters.sends_blocked += io.sends_blocked;
         counters.heads_failed += io.heads_failed;
-        counters.http_requests += io.http_requests;
     }
 
     fn serve_http(

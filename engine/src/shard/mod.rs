@@ -27,11 +27,13 @@ use std::time::{Duration, Instant, SystemTime};
 use glommio::net::TcpStream;
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::outbox::Frame;
+use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::Shard;
 use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
 use crate::http::HttpSettings;
+use crate::store::StoreHandle;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
@@ -50,6 +52,8 @@ pub struct Settings {
     pub handshake_deadline: Duration,
     /// Connections and pending handshakes of this shard.
     pub connections_max: usize,
+    /// Where messages are kept; none where nothing is.
+    pub store: Option<StoreHandle>,
 }
 
 pub struct ShardRuntime<C> {
@@ -74,17 +78,18 @@ pub struct ShardRuntime<C> {
     occupancy: Cell<usize>,
     io: Cell<IoCounts>,
     clock: Clock,
+    turn_now: Cell<Option<Now>>,
 }
 
-/// A connection's socket as the flush sees it.
-#[derive(Debug)]
+/// A connection's socket as the flush sees it. Small: a flush walks them.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Link {
-    pub(crate) generation: u32,
+    generation: u32,
     pub(crate) fd: RawFd,
     /// The kernel took less than it was offered; the connection's task waits for room.
     pub(crate) blocked: bool,
     pub(crate) ending: Ending,
-    pub(crate) waker: Option<Waker>,
+    used: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,33 +104,61 @@ pub(crate) enum Ending {
 
 /// Links by slot; the table of the core's connections decides who has which.
 #[derive(Debug, Default)]
-pub(crate) struct Links(Vec<Option<Link>>);
+pub(crate) struct Links {
+    links: Vec<Link>,
+    /// Wakers of the connections' tasks.
+    wakers: Vec<Option<Waker>>,
+}
 
 impl Links {
     pub(crate) fn get(&mut self, conn: ConnId) -> Option<&mut Link> {
-        self.0
-            .get_mut(conn.slot as usize)?
-            .as_mut()
-            .filter(|l| l.generation == conn.generation)
+        self.links
+            .get_mut(conn.slot as usize)
+            .filter(|l| l.used && l.generation == conn.generation)
+    }
+
+    /// Wakes a connection's task.
+    pub(crate) fn wake(&self, conn: ConnId) {
+        if let Some(Some(waker)) = self.wakers.get(conn.slot as usize) {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Takes note of whom to wake for a connection.
+    pub(crate) fn register(&mut self, conn: ConnId, waker: &Waker) {
+        if self.get(conn).is_some()
+            && let Some(known) = self.wakers.get_mut(conn.slot as usize)
+            && !known.as_ref().is_some_and(|w| w.will_wake(waker))
+        {
+            *known = Some(waker.clone());
+        }
     }
 
     fn insert(&mut self, conn: ConnId, fd: RawFd) {
         let slot = conn.slot as usize;
-        if self.0.len() <= slot {
-            self.0.resize_with(slot + 1, || None);
-        }
-        self.0[slot] = Some(Link {
+        let link = Link {
             generation: conn.generation,
             fd,
             blocked: false,
             ending: Ending::No,
-            waker: None,
-        });
+            used: true,
+        };
+        if self.links.len() <= slot {
+            let unused = Link {
+                used: false,
+                ..link
+            };
+            self.links.resize(slot + 1, unused);
+            self.wakers.resize(slot + 1, None);
+        }
+        self.links[slot] = link;
+        self.wakers[slot] = None;
     }
 
     fn remove(&mut self, conn: ConnId) {
-        if self.get(conn).is_some() {
-            self.0[conn.slot as usize] = None;
+        if let Some(link) = self.get(conn) {
+            link.used = false;
+            self.wakers[conn.slot as usize] = None;
         }
     }
 }
@@ -197,11 +230,15 @@ impl<C: Core> ShardRuntime<C> {
             occupancy: Cell::new(0),
             io: Cell::default(),
             clock: Clock(clock_start),
+            turn_now: Cell::new(None),
         })
     }
 
+    /// The turn's time: read once, when the turn first asks.
     pub fn now(&self) -> Now {
-        self.clock.now()
+        let now = self.turn_now.get().unwrap_or_else(|| self.clock.now());
+        self.turn_now.set(Some(now));
+        now
     }
 
     /// Makes one whole change to the shard's state; what follows from it leaves with the turn.
@@ -209,6 +246,22 @@ impl<C: Core> ShardRuntime<C> {
         let result = f(&mut self.core.borrow_mut(), self.now());
         self.schedule_turn();
         result
+    }
+
+    /// Takes what the store has done or found, until the task is dropped.
+    pub async fn hear_store(self: Rc<Self>, inbox: inbox::Inbox<StoreReply>) {
+        loop {
+            let reply = inbox.recv().await;
+            let due = {
+                let mut core = self.core.borrow_mut();
+                core.handle_store(reply, self.now());
+                core.flush_due()
+            };
+            if due {
+                self.end_turn();
+            }
+            self.schedule_turn();
+        }
     }
 
     /// Adds to what only the driver counts.

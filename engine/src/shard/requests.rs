@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use shardwire_proto::auth::key::KeyRecord;
 use shardwire_proto::error::ErrorCode;
 use shardwire_proto::ids::{RequestId, ShardId};
 use shardwire_proto::msg::{Answer, Published, Query};
+use shardwire_proto::record::{Page, Record};
 use shardwire_proto::shard::{PublishItem, Shard};
 
 use super::ShardRuntime;
@@ -22,6 +24,9 @@ const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
 /// A shard that has not answered a question by then is stuck.
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Messages of a page, and whether there are more.
+type PageResult = Result<(Vec<Arc<Record>>, bool), ErrorCode>;
+
 #[derive(Debug, Default)]
 pub struct Requests {
     next: Cell<u64>,
@@ -32,6 +37,8 @@ pub struct Requests {
 struct Pending {
     results: Vec<Option<Result<Published, ErrorCode>>>,
     answers: Vec<(ShardId, Answer)>,
+    page: Option<PageResult>,
+    cleared: Option<Result<u64, ErrorCode>>,
     /// Results and answers still to come.
     missing: usize,
     waker: Option<Waker>,
@@ -46,6 +53,8 @@ impl Requests {
             Pending {
                 results: vec![None; items],
                 answers: Vec::new(),
+                page: None,
+                cleared: None,
                 missing: items + answers,
                 waker: None,
             },
@@ -68,6 +77,20 @@ impl Requests {
     pub(super) fn answered(&self, request: RequestId, from: ShardId, answer: Answer) {
         self.note(request, |pending| {
             pending.answers.push((from, answer));
+            Some(())
+        });
+    }
+
+    pub(super) fn paged(&self, request: RequestId, result: PageResult) {
+        self.note(request, |pending| {
+            pending.page = Some(result);
+            Some(())
+        });
+    }
+
+    pub(super) fn cleared(&self, request: RequestId, result: Result<u64, ErrorCode>) {
+        self.note(request, |pending| {
+            pending.cleared = Some(result);
             Some(())
         });
     }
@@ -135,6 +158,26 @@ impl ShardRuntime<Shard> {
             .collect();
         results.resize(items.len(), Err(ErrorCode::Unavailable));
         results
+    }
+
+    /// A page of a channel's stored messages, and whether there are more.
+    pub async fn history(&self, app: &str, channel: &str, page: Page) -> PageResult {
+        let request = self.requests.begin(0, 1);
+        self.with(|shard, _| shard.history_request(app, channel, page, request));
+        let pending = self.requests.wait(request, PUBLISH_DEADLINE).await;
+        pending
+            .and_then(|p| p.page)
+            .unwrap_or(Err(ErrorCode::Unavailable))
+    }
+
+    /// Removes a channel's stored messages; returns how many there were.
+    pub async fn clear(&self, app: &str, channel: &str) -> Result<u64, ErrorCode> {
+        let request = self.requests.begin(0, 1);
+        self.with(|shard, now| shard.clear_request(app, channel, request, now));
+        let pending = self.requests.wait(request, PUBLISH_DEADLINE).await;
+        pending
+            .and_then(|p| p.cleared)
+            .unwrap_or(Err(ErrorCode::Unavailable))
     }
 
     /// Asks every shard: the answers of those that gave one in time.

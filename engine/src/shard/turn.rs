@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use shardwire_proto::ids::ConnId;
 use shardwire_proto::outbox::{Frame, Outbox};
-use shardwire_proto::shard::Output;
+use shardwire_proto::shard::{Flush, Output};
 
 use super::{Core, Ending, Gather, IoCounts, ShardRuntime};
 use crate::sys::{self, Sent};
@@ -59,10 +59,12 @@ impl<C: Core> ShardRuntime<C> {
 
     /// Peers first, so that they work while this shard sends.
     pub(crate) fn end_turn(&self) {
+        self.submit();
         self.carry_outputs();
         self.fill_lanes();
         self.flush();
         self.carry_outputs();
+        self.turn_now.set(None);
         if !self.must_pause() {
             for waker in self.paused.take() {
                 waker.wake();
@@ -74,6 +76,13 @@ impl<C: Core> ShardRuntime<C> {
     /// its peers sent.
     pub(crate) fn must_pause(&self) -> bool {
         self.inbox_behind.get() || self.core.borrow().congested()
+    }
+
+    /// Store first: the sooner it has the messages, the sooner they are delivered.
+    fn submit(&self) {
+        if let Some(store) = &self.settings.store {
+            self.core.borrow_mut().submit(store, self.now());
+        }
     }
 
     fn carry_outputs(&self) {
@@ -103,6 +112,8 @@ impl<C: Core> ShardRuntime<C> {
                     item,
                     result,
                 } => self.requests.published(request, item, result),
+                Output::History { request, result } => self.requests.paged(request, result),
+                Output::Cleared { request, result } => self.requests.cleared(request, result),
                 Output::Answer {
                     from,
                     request,
@@ -118,12 +129,11 @@ impl<C: Core> ShardRuntime<C> {
             .borrow_mut()
             .outbox(conn)
             .is_none_or(|o| o.is_empty());
-        if let Some(link) = self.links.borrow_mut().get(conn) {
+        let mut links = self.links.borrow_mut();
+        if let Some(link) = links.get(conn) {
             link.ending = ending;
-            if (ending == Ending::Now || empty)
-                && let Some(waker) = &link.waker
-            {
-                waker.wake_by_ref();
+            if ending == Ending::Now || empty {
+                links.wake(conn);
             }
         }
     }
@@ -137,11 +147,17 @@ impl<C: Core> ShardRuntime<C> {
             core.note_io(io);
             return;
         }
-        let started = self.now();
+        let started = self.clock.now();
         let mut links = self.links.borrow_mut();
         let mut gather = self.gather.borrow_mut();
+        let mut caught_up = Vec::new();
         for slot in &dirty {
-            let Some((conn, outbox)) = core.flush(*slot) else {
+            let Some(Flush {
+                conn,
+                outbox,
+                catching_up,
+            }) = core.flush(*slot)
+            else {
                 continue;
             };
             let Some(link) = links.get(conn) else {
@@ -152,20 +168,26 @@ impl<C: Core> ShardRuntime<C> {
             }
             let flushed = flush_outbox(link.fd, outbox, &mut gather, &mut io);
             link.blocked = flushed == Flushed::Blocked;
+            if catching_up && flushed == Flushed::Done {
+                caught_up.push(conn);
+            }
             if flushed == Flushed::Broken {
                 link.ending = Ending::Now;
             }
             // Its task has to wait for room, or to end it.
-            if (flushed != Flushed::Done || link.ending != Ending::No)
-                && let Some(waker) = &link.waker
-            {
-                waker.wake_by_ref();
+            if flushed != Flushed::Done || link.ending != Ending::No {
+                links.wake(conn);
             }
         }
         gather.forget();
         core.note_io(io);
-        core.note_flushed(started, self.now());
+        let now = self.clock.now();
+        core.note_flushed(started, now);
         core.reuse_dirty(dirty);
+        for conn in caught_up {
+            core.pump(conn, now);
+            self.schedule_turn();
+        }
     }
 }
 

@@ -29,10 +29,23 @@ pub enum Event {
     None,
     /// The connection is ready for its duty.
     Ready,
+    /// A resume is complete: whether nothing is missing on any of its channels.
+    Resumed(bool),
     /// A publish was acknowledged.
     Ack(Stamp),
     /// The server reports a fault.
     Error(String),
+}
+
+/// Where a delivered message stands in its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The server's clock, in milliseconds.
+    pub timestamp: u64,
+    /// Place in the channel, from 1; 0 for a message that is not stored.
+    pub sequence: u64,
+    /// Sent as one of the past.
+    pub is_replay: bool,
 }
 
 /// A message to publish.
@@ -98,6 +111,23 @@ impl Adapter {
         }
     }
 
+    /// Comes back for `channels` with all that is newer than `last_ts` (see [`Position`]), in place of
+    /// [`Self::on_open`]; [`Event::Resumed`] follows. `variant` picks one of the forms in use. Only where
+    /// [`Self::can_resume`].
+    pub fn on_reopen(&self, channels: &[&str], last_ts: u64, variant: u32, out: &mut Vec<u8>) {
+        if let Self::Wsocket(a) = self {
+            a.on_reopen(channels, last_ts, variant, out);
+        }
+    }
+
+    /// Where a delivered message stands in its channel.
+    pub fn position(&self, message: &[u8]) -> Option<Position> {
+        match self {
+            Self::Wsocket(_) => wsocket::parse_position(message),
+            Self::Pusher(_) | Self::Nats(_) | Self::Plain(_) => None,
+        }
+    }
+
     /// A message without a stamp; appends the reply, if it needs one.
     pub fn on_message(&self, channel: &str, message: &[u8], out: &mut Vec<u8>) -> Event {
         match self {
@@ -138,6 +168,11 @@ impl Adapter {
     /// Whether messages form a byte stream that ignores frame boundaries; see [`nats::split`].
     pub fn is_stream(&self) -> bool {
         matches!(self, Self::Nats(_))
+    }
+
+    /// Whether a connection can come back for what it has missed.
+    pub fn can_resume(&self) -> bool {
+        matches!(self, Self::Wsocket(_))
     }
 
     /// Whether a publisher can be sent its own messages.

@@ -1,8 +1,9 @@
 //! The wSocket contract: JSON text messages, one object each, authentication in the query string.
 
+use data_encoding::{BASE64, BASE64URL_NOPAD};
 use memchr::memmem;
 
-use super::{Duty, Event, Outgoing, encode_post};
+use super::{Duty, Event, Outgoing, Position, encode_post};
 use crate::frame::{self, Opcode};
 use crate::opts::TargetOpts;
 use crate::stamp::{Stamp, encode_payload, parse_hex8, push_hex8};
@@ -49,9 +50,46 @@ impl Wsocket {
         }
     }
 
+    /// The token is made by the client (contract 5.6), in turn as the JavaScript, the Python and the Ruby
+    /// SDK make it.
+    pub(super) fn on_reopen(
+        &self,
+        channels: &[&str],
+        last_ts: u64,
+        variant: u32,
+        out: &mut Vec<u8>,
+    ) {
+        let names = |separator| format!("\"{}\"", channels.join(separator));
+        let (field, token) = match variant % 3 {
+            0 => {
+                let json = format!(r#"{{"channels":[{}],"lastTs":{last_ts}}}"#, names(r#"",""#));
+                ("resumeToken", BASE64.encode(json.as_bytes()))
+            }
+            1 => {
+                let json = format!(
+                    r#"{{"channels": [{}], "lastTs": {last_ts}}}"#,
+                    names(r#"", ""#)
+                );
+                ("resumeToken", BASE64URL_NOPAD.encode(json.as_bytes()))
+            }
+            _ => {
+                let json = format!(r#"{{"channels":[{}],"since":{last_ts}}}"#, names(r#"",""#));
+                ("token", BASE64URL_NOPAD.encode(json.as_bytes()))
+            }
+        };
+        let request = format!(r#"{{"action":"resume","{field}":"{token}"}}"#);
+        frame::encode(Opcode::Text, request.as_bytes(), out);
+    }
+
     pub(super) fn on_message(&self, message: &[u8]) -> Event {
         let action = memmem::find(message, b"\"action\":\"").map(|at| &message[at + 10..]);
         match action {
+            Some(rest)
+                if rest.starts_with(b"ack\"")
+                    && memmem::find(rest, b"\"id\":\"resume\"").is_some() =>
+            {
+                Event::Resumed(memmem::find(rest, b"\"recovered\":false").is_none())
+            }
             Some(rest) if rest.starts_with(b"ack\"") => {
                 self.parse_id(message).map_or(Event::None, Event::Ack)
             }
@@ -118,6 +156,24 @@ impl Wsocket {
     }
 }
 
+/// Reads the fields behind the payload, which holds none of their names.
+pub(super) fn parse_position(message: &[u8]) -> Option<Position> {
+    let number = |name: &[u8]| {
+        let at = memmem::find(message, name)? + name.len();
+        let digits = message[at..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit());
+        Some(digits.fold(0u64, |value, digit| {
+            value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'))
+        }))
+    };
+    Some(Position {
+        timestamp: number(b"\"timestamp\":")?,
+        sequence: number(b"\"sequence\":").unwrap_or(0),
+        is_replay: memmem::find(message, b"\"replay\":true").is_some(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::unmask;
@@ -178,6 +234,60 @@ mod tests {
             adapter().on_message(br#"{"action":"error","error":"no [40300]"}"#),
             Event::Error(_)
         ));
+    }
+
+    #[test]
+    fn tokens_of_all_forms_say_the_same() {
+        for (variant, field, bound) in [
+            (0, "resumeToken", "lastTs"),
+            (1, "resumeToken", "lastTs"),
+            (5, "token", "since"),
+        ] {
+            let mut out = Vec::new();
+            adapter().on_reopen(&["a:b", "c"], 1_700_000_000_123, variant, &mut out);
+            let json: serde_json::Value = serde_json::from_slice(&unmask(&out)).unwrap();
+            assert_eq!(json["action"], "resume");
+            let token = json[field].as_str().unwrap().as_bytes();
+            let decoded = BASE64
+                .decode(token)
+                .or_else(|_| BASE64URL_NOPAD.decode(token));
+            let token: serde_json::Value = serde_json::from_slice(&decoded.unwrap()).unwrap();
+            assert_eq!(
+                token,
+                serde_json::json!({"channels": ["a:b", "c"], bound: 1_700_000_000_123u64})
+            );
+        }
+    }
+
+    #[test]
+    fn a_resume_ends_with_its_own_ack() {
+        let ack = |recovered: &str| {
+            let text = format!(
+                r#"{{"action":"ack","id":"resume","data":{{"channels":{{"a":{{"recovered":true,"replayed":3}},"b":{{"recovered":{recovered},"replayed":0}}}}}}}}"#
+            );
+            adapter().on_message(text.as_bytes())
+        };
+        assert_eq!(ack("true"), Event::Resumed(true));
+        assert_eq!(ack("false"), Event::Resumed(false));
+    }
+
+    #[test]
+    fn positions_are_read_behind_the_payload() {
+        let text = br#"{"action":"message","channel":"c","data":{"d":"~lt~"},"id":"i","timestamp":1700,"sequence":12,"replay":true}"#;
+        let position = Position {
+            timestamp: 1700,
+            sequence: 12,
+            is_replay: true,
+        };
+        assert_eq!(parse_position(text), Some(position));
+        let text = br#"{"action":"message","channel":"c","data":1,"id":"i","timestamp":17}"#;
+        let position = Position {
+            timestamp: 17,
+            sequence: 0,
+            is_replay: false,
+        };
+        assert_eq!(parse_position(text), Some(position));
+        assert_eq!(parse_position(b"{}"), None);
     }
 
     #[test]

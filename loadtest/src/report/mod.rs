@@ -4,12 +4,14 @@ pub mod chart;
 pub mod html;
 pub mod table;
 
+use std::collections::HashSet;
+
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::meter::Meter;
 use crate::procfs::{Machine, ThreadCpu};
-use crate::worker::{Outcome, Tallies};
+use crate::worker::{Outcome, Returns, Tallies};
 
 /// Share of a CPU from which a generator thread counts as the bottleneck.
 const GENERATOR_BUSY: f64 = 0.97;
@@ -193,6 +195,8 @@ pub struct Report {
     pub generator_cpu_percent: Vec<f64>,
     pub integrity: Integrity,
     pub faults: Faults,
+    /// Connections that were cut, or resumed.
+    pub returns: Option<Returns>,
     pub rounds: Vec<Round>,
     /// What a reader must know to trust the numbers.
     pub warnings: Vec<String>,
@@ -205,12 +209,16 @@ impl Report {
         let mut meter = Meter::default();
         let mut tallies = Tallies::default();
         let mut integrity = Integrity::default();
+        let unacked: HashSet<_> = outcomes.iter().flat_map(|o| &o.unacked).copied().collect();
         for outcome in outcomes {
             meter.merge(&outcome.meter);
             tallies.merge(&outcome.tallies);
-            integrity.due += outcome.due;
+            let missing = outcome.missing.iter();
+            let excused = missing.filter(|message| unacked.contains(message)).count();
+            let due = outcome.due.saturating_sub(excused as u64);
+            integrity.due += due;
             integrity.received += outcome.unique;
-            integrity.lost += outcome.due.saturating_sub(outcome.unique);
+            integrity.lost += due.saturating_sub(outcome.unique);
             integrity.duplicated += outcome.duplicated;
             integrity.out_of_order += outcome.out_of_order;
         }
@@ -240,6 +248,7 @@ impl Report {
             server: None,
             generator_cpu_percent: Vec::new(),
             integrity,
+            returns: (tallies.returns != Returns::default()).then_some(tallies.returns),
             faults: tallies.into(),
             rounds: Vec::new(),
             warnings: Vec::new(),
@@ -270,6 +279,20 @@ impl Report {
                 "published {:.0}/s of the {rate:.0}/s aimed at: latencies count from the time each message was due",
                 self.publishes_per_s
             ));
+        }
+        if let Some(returns) = self.returns {
+            if returns.unrecovered > 0 {
+                self.warnings.push(format!(
+                    "{} resumes met a gap larger than what the server keeps: lower the rate or the time away",
+                    returns.unrecovered
+                ));
+            }
+            if returns.unacked > 0 {
+                self.warnings.push(format!(
+                    "{} messages were not acknowledged: nobody had to have them",
+                    returns.unacked
+                ));
+            }
         }
         if self.faults.stalls > 0 {
             self.warnings.push(format!(
@@ -342,6 +365,8 @@ pub(crate) mod tests {
             unique: 1000,
             duplicated: 0,
             out_of_order: 0,
+            missing: Vec::new(),
+            unacked: Vec::new(),
         };
         Report::new(about, 1.0, vec![outcome])
     }

@@ -154,6 +154,13 @@ fn faults(out: &mut String, report: &Report) {
     if integrity.due > 0 {
         line(out, "integrity", &text);
     }
+    if let Some(returns) = &report.returns {
+        let text = format!(
+            "{} cut, {} resumes ({} not complete), {} messages replayed, {} of them again, as allowed",
+            returns.cuts, returns.resumes, returns.unrecovered, returns.replayed, returns.repeated
+        );
+        line(out, "returns", &text);
+    }
     let faults = &report.faults;
     if faults.errors + faults.connections_ended + faults.connect_failures > 0 {
         let text = format!(

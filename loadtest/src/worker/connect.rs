@@ -186,7 +186,7 @@ impl Worker<'_> {
         match role {
             Role::Churn { .. } => return self.on_churn_ready(index),
             Role::Http { publisher } => self.send_request(publisher),
-            Role::Subscriber { .. } | Role::Publisher { .. } => {}
+            Role::Subscriber { .. } | Role::Publisher { .. } | Role::Client { .. } => {}
         }
         self.shared.ready.fetch_add(1, Ordering::AcqRel);
     }
@@ -220,6 +220,10 @@ impl Worker<'_> {
                     return;
                 }
                 self.on_response(publisher, false);
+            }
+            Role::Client { .. } => {
+                self.shared.ready.fetch_sub(1, Ordering::AcqRel);
+                self.return_later(index);
             }
             Role::Subscriber { .. } | Role::Publisher { .. } => {
                 self.shared.ready.fetch_sub(1, Ordering::AcqRel);

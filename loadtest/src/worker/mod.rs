@@ -1,9 +1,11 @@
 //! A generator thread: one epoll loop that owns its connections and everything counted on them.
 //!
 //! `mod` holds the state, the turn and the phases; `connect` opens and closes connections; `receive`
-//! takes what comes in, down to each delivery; `publish` decides when a stream sends, and sends. A
+//! takes what comes in, down to each delivery; `publish` decides when a stream sends, and sends; `client`
+//! cuts connections and has them resume. A
 //! thread shares nothing per message with another, except completions of channels that span threads.
 
+mod client;
 mod connect;
 mod publish;
 mod receive;
@@ -17,6 +19,7 @@ use std::sync::atomic::Ordering;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
+use serde::Serialize;
 
 use crate::flight::Window;
 use crate::meter::Meter;
@@ -55,6 +58,39 @@ pub struct Tallies {
     pub alien: u64,
     /// Closed-loop streams that sent again after waiting too long for a message in flight.
     pub stalls: u64,
+    /// What became of connections that came back.
+    pub returns: Returns,
+}
+
+/// Connections that were cut, or came back for what they missed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Returns {
+    /// Connections cut on purpose.
+    pub cuts: u64,
+    /// Resumes sent.
+    pub resumes: u64,
+    /// Resumes that the server could not complete.
+    pub unrecovered: u64,
+    /// Messages marked as of the past.
+    pub replayed: u64,
+    /// Messages received again where the contract allows it.
+    pub repeated: u64,
+    /// Messages whose sequence was not behind the last one of their channel and connection.
+    pub sequence_faults: u64,
+    /// Messages that were published and not acknowledged: nobody has to have them.
+    pub unacked: u64,
+}
+
+impl Returns {
+    fn merge(&mut self, other: &Self) {
+        self.cuts += other.cuts;
+        self.resumes += other.resumes;
+        self.unrecovered += other.unrecovered;
+        self.replayed += other.replayed;
+        self.repeated += other.repeated;
+        self.sequence_faults += other.sequence_faults;
+        self.unacked += other.unacked;
+    }
 }
 
 impl Tallies {
@@ -77,6 +113,7 @@ impl Tallies {
         self.connect_failures += other.connect_failures;
         self.alien += other.alien;
         self.stalls += other.stalls;
+        self.returns.merge(&other.returns);
         for text in &other.samples {
             self.sample(text.clone());
         }
@@ -97,6 +134,10 @@ pub struct Outcome {
     pub duplicated: u64,
     /// Got after a later one.
     pub out_of_order: u64,
+    /// Messages (stream, sequence) missing at a client that resumes, once for each.
+    pub missing: Vec<(u32, u32)>,
+    /// Messages of this thread's publishers that were not acknowledged, where that is asked.
+    pub unacked: Vec<(u32, u32)>,
 }
 
 /// A generator thread's state.
@@ -113,6 +154,7 @@ pub struct Worker<'s> {
     to_connect: VecDeque<(u32, u64)>,
     connecting: usize,
     churn: connect::ChurnState,
+    clients: client::ClientSet,
     /// Slots with bytes to send.
     dirty: Vec<u32>,
     streams: Vec<StreamState>,
@@ -161,6 +203,7 @@ impl<'s> Worker<'s> {
             to_connect: VecDeque::new(),
             connecting: 0,
             churn: connect::ChurnState::default(),
+            clients: client::ClientSet::default(),
             dirty: Vec::new(),
             streams: plan
                 .streams
@@ -215,6 +258,7 @@ impl<'s> Worker<'s> {
             let holding = holders.iter().filter(|&&holds| holds).count();
             self.threads_of_channel[channel as usize] = holding as u32;
         }
+        self.take_client_share();
         self.to_connect
             .extend((0..self.slots.len() as u32).map(|slot| (slot, 0)));
         self.take_churn_share();
@@ -313,7 +357,8 @@ impl<'s> Worker<'s> {
                 .delivered
                 .fetch_add(std::mem::take(&mut self.delivered), Ordering::Relaxed);
         }
-        if self.phase == Phase::Drain && !self.drained && self.check.unique >= self.due {
+        let is_all_there = self.check.unique >= self.due && self.clients.unacked.is_empty();
+        if self.phase == Phase::Drain && !self.drained && is_all_there {
             self.drained = true;
             self.shared.acks.fetch_add(1, Ordering::AcqRel);
         }
@@ -324,6 +369,7 @@ impl<'s> Worker<'s> {
             match due {
                 Due::Stream(stream) => self.on_stream_due(stream, due_ns),
                 Due::Churn => self.on_churn_due(due_ns),
+                Due::Cut => self.on_cut_due(due_ns),
                 Due::Retry(slot) => self.to_connect.push_back((slot, 0)),
                 Due::Tick => self.on_tick(),
             }
@@ -355,6 +401,7 @@ impl<'s> Worker<'s> {
                 self.timers.at(self.now_ns + TICK_NS, Due::Tick);
                 self.start_streams();
                 self.start_churn();
+                self.start_cuts();
             }
             Phase::Stop => self.stop_streams(),
             Phase::Drain => {
@@ -391,12 +438,17 @@ impl<'s> Worker<'s> {
             .sum()
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(mut self) -> Outcome {
+        self.tallies.returns.unacked = self.clients.unacked.len() as u64;
         Outcome {
+            missing: self.missing(),
+            unacked: self.clients.unacked.into_iter().collect(),
             due: self.due,
             unique: self.check.unique,
             duplicated: self.check.duplicated + self.churn_check.duplicated,
-            out_of_order: self.check.out_of_order + self.churn_check.out_of_order,
+            out_of_order: self.check.out_of_order
+                + self.churn_check.out_of_order
+                + self.tallies.returns.sequence_faults,
             meter: self.meter,
             tallies: self.tallies,
         }

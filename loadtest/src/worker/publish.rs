@@ -212,6 +212,9 @@ impl Worker<'_> {
         };
         state.next_seq += 1;
         state.outstanding += 1;
+        if !shared.plan.clients.is_empty() {
+            self.clients.unacked.insert((stream, stamp.seq));
+        }
         self.meter.publish();
         let channel = shared.plan.streams[stream as usize].channel;
         let channel = &shared.plan.channels[channel as usize].name;
@@ -318,7 +321,9 @@ impl Worker<'_> {
                 Role::Subscriber {
                     publishes: true, ..
                 } => conn.out.clear(),
-                Role::Subscriber { .. } | Role::Churn { .. } => conn.out = Vec::new(),
+                Role::Subscriber { .. } | Role::Churn { .. } | Role::Client { .. } => {
+                    conn.out = Vec::new();
+                }
             }
         } else {
             conn.out.drain(..sent);

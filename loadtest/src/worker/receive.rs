@@ -7,7 +7,7 @@ use rustix::net::{RecvFlags, recv, sockopt};
 
 use super::Worker;
 use super::slot::{Role, State};
-use crate::adapter::{Event, nats};
+use crate::adapter::{Duty, Event, nats};
 use crate::frame::{self, Handshake, Opcode, Parsed};
 use crate::order::Arrival;
 use crate::stamp::Stamp;
@@ -122,6 +122,9 @@ impl Worker<'_> {
         let slot = &mut self.slots[index as usize];
         let Some(conn) = &mut slot.conn else { return };
         conn.state = State::Opening;
+        if shared.settings.resumes && slot.role.duty() == Duty::Subscribe {
+            return self.open_client(index);
+        }
         let event = shared.settings.adapter.on_open(
             slot.role.duty(),
             slot.role.channel(&shared.plan),
@@ -208,7 +211,17 @@ impl Worker<'_> {
 
     fn on_message(&mut self, index: u32, role: Role, message: &[u8]) {
         if let Some(stamp) = self.scanner.find(message) {
-            self.on_delivery(role, stamp);
+            match role {
+                Role::Client { client, state } => {
+                    self.on_client_delivery(index, (client, state), stamp, message);
+                }
+                _ => {
+                    self.on_delivery(role, stamp);
+                    if self.shared.settings.resumes {
+                        self.remember(index, message);
+                    }
+                }
+            }
             return;
         }
         let shared = self.shared;
@@ -230,16 +243,29 @@ impl Worker<'_> {
         match event {
             Event::None => {}
             Event::Ready => {
-                let state = self.slots[index as usize]
-                    .conn
-                    .as_ref()
-                    .map(|conn| conn.state);
-                if state == Some(State::Opening) {
-                    self.on_ready(index);
+                let memory = &mut self.slots[index as usize].memory;
+                memory.awaited = memory.awaited.saturating_sub(1);
+                // A resume is complete when its own ack has come.
+                if memory.awaited == 0 && memory.token_ts == 0 {
+                    self.on_opened(index);
                 }
             }
-            Event::Ack(stamp) => self.on_ack(stamp.stream, stamp.sent_ns, true),
+            Event::Resumed(recovered) => {
+                self.tallies.returns.unrecovered += u64::from(!recovered);
+                self.on_opened(index);
+            }
+            Event::Ack(stamp) => {
+                self.clients.unacked.remove(&(stamp.stream, stamp.seq));
+                self.on_ack(stamp.stream, stamp.sent_ns, true);
+            }
             Event::Error(text) => self.tallies.error(text),
+        }
+    }
+
+    fn on_opened(&mut self, index: u32) {
+        let conn = self.slots[index as usize].conn.as_ref();
+        if conn.is_some_and(|conn| conn.state == State::Opening) {
+            self.on_ready(index);
         }
     }
 
@@ -248,7 +274,7 @@ impl Worker<'_> {
             Role::Subscriber { channel, cell, .. } => (channel, cell, true),
             Role::Churn { channel, cell } => (channel, cell, false),
             // A protocol in which a publisher has to subscribe sends it the messages of the others.
-            Role::Publisher { .. } | Role::Http { .. } => return,
+            Role::Publisher { .. } | Role::Http { .. } | Role::Client { .. } => return,
         };
         let streams = &self.shared.plan.channels[channel as usize].streams;
         if !streams.contains(&stamp.stream) {

@@ -20,6 +20,8 @@ pub(super) enum Role {
     Http { publisher: u32 },
     /// Comes, subscribes and goes; `cell` is in the order check of churning connections.
     Churn { channel: u32, cell: u32 },
+    /// Subscribed to several channels, cut now and then; `client` as in the plan, `state` on its thread.
+    Client { client: u32, state: u32 },
 }
 
 impl Role {
@@ -28,15 +30,16 @@ impl Role {
             Self::Subscriber {
                 publishes: true, ..
             } => Duty::Echo,
-            Self::Subscriber { .. } | Self::Churn { .. } => Duty::Subscribe,
+            Self::Subscriber { .. } | Self::Churn { .. } | Self::Client { .. } => Duty::Subscribe,
             Self::Publisher { .. } | Self::Http { .. } => Duty::Publish,
         }
     }
 
-    /// Name of the channel that it connects for.
+    /// Name of the channel that it connects for, or of the first of them.
     pub(super) fn channel(self, plan: &Plan) -> &str {
         let channel = match self {
             Self::Subscriber { channel, .. } | Self::Churn { channel, .. } => Some(channel),
+            Self::Client { client, .. } => plan.clients[client as usize].first().copied(),
             Self::Publisher { publisher } | Self::Http { publisher } => {
                 let streams = &plan.publishers[publisher as usize].streams;
                 streams
@@ -75,6 +78,17 @@ pub(super) struct Conn {
     pub(super) out: Vec<u8>,
 }
 
+/// What a client keeps from one connection to the next, and how far its return has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Memory {
+    /// Highest timestamp received, in the server's milliseconds; 0 for none.
+    pub(super) last_ts: u64,
+    /// The timestamp in the token of this connection's resume; 0: it was opened without.
+    pub(super) token_ts: u64,
+    /// Channels whose subscription is not confirmed yet.
+    pub(super) awaited: u32,
+}
+
 /// A place for one connection at a time.
 pub(super) struct Slot {
     pub(super) role: Role,
@@ -87,6 +101,7 @@ pub(super) struct Slot {
     pub(super) failures: u32,
     /// Listed as having bytes to send.
     pub(super) dirty: bool,
+    pub(super) memory: Memory,
 }
 
 impl Slot {
@@ -98,6 +113,7 @@ impl Slot {
             since_ns: 0,
             failures: 0,
             dirty: false,
+            memory: Memory::default(),
         }
     }
 }

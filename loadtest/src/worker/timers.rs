@@ -10,6 +10,8 @@ pub(super) enum Due {
     Stream(u32),
     /// The next connect of an open-loop churn.
     Churn,
+    /// The next connection is to be cut.
+    Cut,
     /// Another try to connect a slot.
     Retry(u32),
     /// A look at stalled streams.

@@ -4,9 +4,12 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use data_encoding::{BASE64, BASE64URL_NOPAD};
 use shardwire_loadtest::frame;
 
 /// What the relay does wrong, once, to the first subscriber of a topic.
@@ -21,6 +24,12 @@ pub(crate) enum Fault {
     Swap,
     /// The connection is closed at the 5th message.
     Close,
+    /// Resumes leave out the oldest missed message.
+    ForgetMissed,
+    /// Resumes send one message more than was missed.
+    RepeatReceived,
+    /// The 5th publish is neither delivered nor acknowledged.
+    Refuse,
 }
 
 const FAULTY: usize = 5;
@@ -30,12 +39,15 @@ struct Topic {
     subscribers: Vec<TcpStream>,
     published: usize,
     held: Vec<u8>,
+    /// Stored messages with their timestamps (wSocket).
+    log: Vec<(u64, serde_json::Value)>,
 }
 
 #[derive(Clone)]
 struct Relay {
     topics: Arc<Mutex<HashMap<String, Topic>>>,
     fault: Fault,
+    refused: Arc<AtomicBool>,
 }
 
 /// Starts a relay on a port of the kernel's choice, which is returned. It ends with the process.
@@ -45,6 +57,7 @@ pub(crate) fn start(fault: Fault) -> u16 {
     let relay = Relay {
         topics: Arc::default(),
         fault,
+        refused: Arc::default(),
     };
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -141,17 +154,82 @@ impl Relay {
 
     fn handle_wsocket(&self, payload: &[u8], stream: &mut TcpStream) -> Option<()> {
         let json: serde_json::Value = serde_json::from_slice(payload).ok()?;
+        if json["action"] == "resume" {
+            let token = json["resumeToken"].as_str().or(json["token"].as_str());
+            return self.resume(token?, stream);
+        }
         let channel = json["channel"].as_str()?;
         let reply = if json["action"] == "subscribe" {
             self.subscribe(channel, stream);
             serde_json::json!({"action": "subscribed", "channel": channel})
         } else {
             let (data, id) = (&json["data"], &json["id"]);
-            let message = serde_json::json!({"action": "message", "channel": channel, "data": data, "id": id});
-            self.publish(channel, message.to_string().as_bytes());
+            if !self.store(channel, data, id) {
+                return Some(());
+            }
             serde_json::json!({"action": "ack", "id": id, "channel": channel})
         };
         send(stream, &reply.to_string())
+    }
+
+    /// Numbers, keeps and publishes a message. All channels share one clock, which rises with every third.
+    fn store(&self, channel: &str, data: &serde_json::Value, id: &serde_json::Value) -> bool {
+        let mut topics = self.topics.lock().unwrap();
+        let stored: usize = topics.values().map(|topic| topic.log.len()).sum();
+        if self.fault == Fault::Refuse && stored == FAULTY && !self.refused.swap(true, Relaxed) {
+            return false;
+        }
+        let timestamp = 1000 + stored as u64 / 3;
+        let log = &mut topics.entry(channel.to_owned()).or_default().log;
+        let mut message =
+            serde_json::json!({"action": "message", "channel": channel, "data": data, "id": id});
+        message["timestamp"] = timestamp.into();
+        message["sequence"] = (log.len() + 1).into();
+        log.push((timestamp, message.clone()));
+        self.publish_to(&mut topics, channel, message.to_string().as_bytes());
+        true
+    }
+
+    /// As the contract's D19 has it.
+    fn resume(&self, token: &str, stream: &mut TcpStream) -> Option<()> {
+        let token = token.as_bytes();
+        let token = BASE64
+            .decode(token)
+            .or_else(|_| BASE64URL_NOPAD.decode(token));
+        let token: serde_json::Value = serde_json::from_slice(&token.ok()?).ok()?;
+        let last_ts = token["lastTs"].as_u64().or(token["since"].as_u64())?;
+        let channels = token["channels"].as_array()?.iter();
+        let channels: Vec<&str> = channels.filter_map(|channel| channel.as_str()).collect();
+        let mut topics = self.topics.lock().unwrap();
+        let logs = channels.iter().filter_map(|&channel| topics.get(channel));
+        let ties = logs
+            .flat_map(|topic| &topic.log)
+            .filter(|m| m.0 == last_ts)
+            .count();
+        let first = if ties > 1 { last_ts } else { last_ts + 1 };
+        for channel in channels {
+            let topic = topics.entry(channel.to_owned()).or_default();
+            send(
+                stream,
+                &serde_json::json!({"action": "subscribed", "channel": channel}).to_string(),
+            )?;
+            let from = topic.log.partition_point(|message| message.0 < first);
+            let from = match self.fault {
+                Fault::ForgetMissed => from + 1,
+                Fault::RepeatReceived => from.saturating_sub(1),
+                _ => from,
+            };
+            for (_, message) in topic.log.iter().skip(from) {
+                let mut message = message.clone();
+                message["replay"] = true.into();
+                send(stream, &message.to_string())?;
+            }
+            topic.subscribers.push(stream.try_clone().ok()?);
+        }
+        send(
+            stream,
+            r#"{"action":"ack","id":"resume","data":{"channels":{}}}"#,
+        )
     }
 
     /// Publishers are subscribers here, and get their own messages too.
@@ -190,7 +268,10 @@ impl Relay {
     }
 
     fn publish(&self, topic: &str, payload: &[u8]) {
-        let mut topics = self.topics.lock().unwrap();
+        self.publish_to(&mut self.topics.lock().unwrap(), topic, payload);
+    }
+
+    fn publish_to(&self, topics: &mut HashMap<String, Topic>, topic: &str, payload: &[u8]) {
         let topic = topics.entry(topic.to_owned()).or_default();
         topic.published += 1;
         let number = topic.published;

@@ -237,7 +237,7 @@ impl Serialize for CompiledMap {
     }
 }
 
-fn check_pattern(pattern: &str) -> Result<(), CapabilityError> {
+pub(crate) fn check_pattern(pattern: &str) -> Result<(), CapabilityError> {
     let partial_wildcard = pattern
         .split(':')
         .any(|segment| segment != "*" && segment.contains('*'));
@@ -264,7 +264,7 @@ fn parse_ops(pattern: &str, ops: &Value) -> Result<Ops, CapabilityError> {
 }
 
 /// Whether a pattern that [`check_pattern`] accepts matches `name`. Walks both once.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (mut pattern, mut name) = (pattern, name);
     loop {
         match (pattern.split_once(':'), name.split_once(':')) {

@@ -12,6 +12,7 @@ use hashbrown::HashTable;
 
 use crate::ids::{ChannelKey, ConnId};
 use crate::msg::LocalRef;
+use crate::outbox::Frame;
 
 /// One connection's subscription: which entry, and where in its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +33,33 @@ pub struct LocalChannel {
     ready: bool,
     /// Connections whose `subscribed` waits for that.
     waiting: Vec<ConnId>,
+    /// Connections that are being brought up to date: they get what is delivered meanwhile behind
+    /// it.
+    holding: Vec<Holding>,
+}
+
+/// Live messages held for a connection whose replay is under way.
+#[derive(Debug)]
+pub struct Holding {
+    pub conn: ConnId,
+    /// With their sequence; none for ephemeral messages.
+    pub frames: Vec<(Option<u64>, Frame)>,
+    pub bytes: usize,
 }
 
 impl LocalChannel {
     pub fn subscribers(&self) -> &[u32] {
         &self.subscribers
+    }
+
+    /// Whether any connection is being brought up to date.
+    pub fn is_holding(&self) -> bool {
+        !self.holding.is_empty()
+    }
+
+    /// Subscribers, those that are being brought up to date too.
+    pub fn count(&self) -> usize {
+        self.subscribers.len() + self.holding.len()
     }
 }
 
@@ -107,6 +130,7 @@ impl LocalChannels {
             places: Vec::new(),
             ready: false,
             waiting: Vec::new(),
+            holding: Vec::new(),
         };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push((0, None));
@@ -155,6 +179,72 @@ impl LocalChannels {
         channel.waiting.len() < before
     }
 
+    /// Begins to hold messages for a connection.
+    pub fn hold(&mut self, slot: u32, conn: ConnId) {
+        if let Some(channel) = self.get_mut(slot) {
+            channel.holding.push(Holding {
+                conn,
+                frames: Vec::new(),
+                bytes: 0,
+            });
+        }
+    }
+
+    /// Ends holding and returns what was held.
+    pub fn release(&mut self, slot: u32, conn: ConnId) -> Option<Holding> {
+        let channel = self.get_mut(slot)?;
+        let index = channel.holding.iter().position(|h| h.conn == conn)?;
+        Some(channel.holding.swap_remove(index))
+    }
+
+    /// Takes of what is held the frames that `wanted` picks, in order.
+    pub fn take_held(
+        &mut self,
+        slot: u32,
+        conn: ConnId,
+        wanted: impl Fn(Option<u64>) -> bool,
+    ) -> Vec<Frame> {
+        let holding = self
+            .get_mut(slot)
+            .and_then(|c| c.holding.iter_mut().find(|h| h.conn == conn));
+        let Some(holding) = holding else {
+            return Vec::new();
+        };
+        let (taken, kept) = std::mem::take(&mut holding.frames)
+            .into_iter()
+            .partition(|(sequence, _)| wanted(*sequence));
+        holding.frames = kept;
+        let taken: Vec<(Option<u64>, Frame)> = taken;
+        taken.into_iter().map(|(_, frame)| frame).collect()
+    }
+
+    /// Holds one message for every connection of an entry that is being brought up to date, but
+    /// `exclude`. Returns those for whom more than `bytes_max` is held by then.
+    pub fn hold_frame(
+        &mut self,
+        to: LocalRef,
+        frame: &Frame,
+        sequence: Option<u64>,
+        exclude: Option<ConnId>,
+        bytes_max: usize,
+    ) -> Vec<ConnId> {
+        let mut too_slow = Vec::new();
+        let Some(channel) = self.get_mut(to.slot) else {
+            return too_slow;
+        };
+        for holding in &mut channel.holding {
+            if exclude == Some(holding.conn) {
+                continue;
+            }
+            holding.bytes += frame.len();
+            holding.frames.push((sequence, frame.clone()));
+            if holding.bytes > bytes_max {
+                too_slow.push(holding.conn);
+            }
+        }
+        too_slow
+    }
+
     /// The home shard confirmed: returns who waited.
     pub fn confirm(&mut self, local: LocalRef) -> Vec<ConnId> {
         if self.resolve(local).is_none() {
@@ -199,7 +289,8 @@ impl LocalChannels {
 
     /// Frees an entry without subscribers; returns what the home shard is to be told.
     pub fn free_if_empty(&mut self, slot: u32) -> Option<(ChannelKey, u64, LocalRef)> {
-        if !self.get(slot)?.subscribers.is_empty() {
+        let channel = self.get(slot)?;
+        if !channel.subscribers.is_empty() || !channel.holding.is_empty() {
             return None;
         }
         let entry = self.entries.get_mut(slot as usize)?;

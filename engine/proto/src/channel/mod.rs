@@ -3,3 +3,5 @@
 
 pub mod home;
 pub mod local;
+pub mod log;
+pub mod ring;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::store::Deferred;
 use super::{Output, Shard, Stats};
 use crate::error::{AdminClose, CloseCause, ErrorCode};
 use crate::ids::{ConnId, Now, RequestId, ShardId};
@@ -11,16 +12,10 @@ use crate::session::ConnState;
 use crate::wire::wsocket::write_unsubscribed;
 
 impl Shard {
-    /// Asks every shard; each one's answer comes as [`Output::Answer`], this shard's first.
-    /// Returns how many answers will come.
+    /// Asks every shard; each one's answer comes as [`Output::Answer`]. Returns how many will come.
     pub fn ask(&mut self, app: &str, request: RequestId, query: Query, now: Now) -> usize {
         let app = self.intern(app);
-        let answer = self.answer(&app, &query, now);
-        self.outputs.push_back(Output::Answer {
-            from: self.id,
-            request,
-            answer,
-        });
+        self.handle_ask(&app, &query, self.id, request, now);
         let query = Arc::new(query);
         for shard in (0..self.placement.shards()).map(ShardId) {
             if shard != self.id {
@@ -37,7 +32,55 @@ impl Shard {
         usize::from(self.placement.shards())
     }
 
-    pub(super) fn answer(&mut self, app: &Arc<str>, query: &Query, now: Now) -> Answer {
+    /// Answers a question of a shard, at once unless it concerns a channel whose log has to be loaded.
+    pub(super) fn handle_ask(
+        &mut self,
+        app: &Arc<str>,
+        query: &Query,
+        shard: ShardId,
+        request: RequestId,
+        now: Now,
+    ) {
+        let Query::Channel { name } = query else {
+            let answer = self.answer(app, query, now);
+            self.send_answer(shard, request, answer);
+            return;
+        };
+        let hash = self.placement.hash(app, name);
+        let is_home = self.placement.home(hash) == self.id;
+        if is_home && self.options.namespaces.of(name).persist {
+            let slot = self.enter_home(app, name, hash, now);
+            if self.home.log(slot).is_none() {
+                let work = Deferred::Describe { shard, request };
+                if let Err(work) = self.defer(slot, work, now) {
+                    self.refuse_deferred(work, now);
+                }
+                return;
+            }
+        }
+        let answer = self.answer(app, query, now);
+        self.send_answer(shard, request, answer);
+    }
+
+    pub(super) fn send_answer(&mut self, shard: ShardId, request: RequestId, answer: Answer) {
+        let from = self.id;
+        if shard == from {
+            self.outputs.push_back(Output::Answer {
+                from,
+                request,
+                answer,
+            });
+        } else {
+            let msg = ShardMsg::Answer {
+                from,
+                request,
+                answer,
+            };
+            self.send(shard, msg);
+        }
+    }
+
+    fn answer(&mut self, app: &Arc<str>, query: &Query, now: Now) -> Answer {
         match query {
             Query::Channels {
                 prefix,
@@ -63,6 +106,8 @@ impl Shard {
             connections: self.conns.len(),
             channels: self.local.len(),
             home_channels: self.home.len(),
+            ring_bytes: self.home.ring_bytes(),
+            store_pending: self.store_pending(),
             outbox_bytes: self.conns.iter().map(|(_, c)| c.outbox.bytes()).sum(),
             mesh_pending: self.mesh.iter().map(|(pending, _)| pending.len()).collect(),
         }
@@ -83,24 +128,26 @@ impl Shard {
                     && c.key.name.starts_with(prefix)
                     && after.is_none_or(|after| &*c.key.name > after)
             })
-            .map(|c| (c.key.name.clone(), c.subscribers().len()))
+            .map(|c| (c.key.name.clone(), c.count()))
             .collect();
         found.sort_unstable();
         found.truncate(limit);
         found
     }
 
-    fn describe_channel(&self, app: &Arc<str>, name: &str) -> Answer {
+    /// What this shard has of a channel; its log, if this is its home, is known or there is none.
+    pub(super) fn describe_channel(&self, app: &Arc<str>, name: &str) -> Answer {
         let hash = self.placement.hash(app, name);
         let subscribers = self
             .local
             .find(app, name, hash)
             .and_then(|slot| self.local.get(slot))
-            .map_or(0, |c| c.subscribers().len());
+            .map_or(0, |c| c.count());
         let last_sequence = (self.placement.home(hash) == self.id).then(|| {
             self.home
                 .find(app, name, hash)
-                .map_or(0, |slot| self.home.last_sequence(slot))
+                .and_then(|slot| self.home.log(slot))
+                .map_or(0, |log| log.committed)
         });
         Answer::Channel {
             subscribers,

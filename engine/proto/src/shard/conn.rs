@@ -67,7 +67,7 @@ impl Shard {
                         "`clientId` must be 1 to 128 bytes without control characters",
                     ));
                 }
-                id.into_owned().into_boxed_str()
+                id.into()
             }
             _ => anonymous_id(random),
         };
@@ -118,6 +118,11 @@ impl Shard {
                 rate: Default::default(),
                 malformed: 0,
                 malformed_since_ms: now.mono_ms(),
+                catchup: None,
+                pumping: false,
+                replays_begun: 0,
+                histories: Default::default(),
+                histories_asked: 0,
             },
             now.mono_s(),
         );
@@ -132,8 +137,14 @@ impl Shard {
         conn
     }
 
-    /// One message of a client: JSON text, or a binary message that holds it (contract D31).
-    pub fn handle_message(&mut self, conn: ConnId, payload: &[u8], now: Now) {
+    /// A binary message: may hold JSON text (contract D31).
+    pub fn handle_binary(&mut self, conn: ConnId, payload: &[u8], now: Now) {
+        // What is not text is no JSON either, and is counted as such.
+        self.handle_message(conn, std::str::from_utf8(payload).unwrap_or(""), now);
+    }
+
+    /// One message of a client.
+    pub fn handle_message(&mut self, conn: ConnId, payload: &str, now: Now) {
         let Some(c) = self.conns.open_mut(conn) else {
             return;
         };
@@ -152,10 +163,17 @@ impl Shard {
                     data,
                     id,
                     persist,
+                    client_id: None,
                 };
                 self.handle_publish(conn, &item, now);
             }
-            Ok(Request::Subscribe { channel }) => self.handle_subscribe(conn, &channel, now),
+            Ok(Request::Subscribe { channel, from }) => {
+                self.handle_subscribe(conn, &channel, from, now);
+            }
+            Ok(Request::History { channel, page }) => {
+                self.handle_history(conn, &channel, page, now);
+            }
+            Ok(Request::Resume { token, flat }) => self.handle_resume(conn, &token, flat, now),
             Ok(Request::Unsubscribe { channel }) => self.handle_unsubscribe(conn, &channel, now),
             Ok(Request::Ping) => {
                 self.note_life(conn, now);
@@ -293,9 +311,11 @@ impl Shard {
 
     /// Takes a connection out of all its channels.
     fn leave_all(&mut self, conn: ConnId, now: Now) {
+        self.abandon_active(conn, now);
         let Some(c) = self.conns.get_mut(conn) else {
             return;
         };
+        c.session.catchup = None;
         let subscriptions = std::mem::take(&mut c.subscriptions);
         self.counters.subscriptions -= subscriptions.len() as u64;
         for subscription in subscriptions {
@@ -312,6 +332,6 @@ impl Shard {
 }
 
 /// Contract D8: `anon-` and 22 base64url characters.
-fn anonymous_id(random: [u8; 16]) -> Box<str> {
-    format!("anon-{}", BASE64URL_NOPAD.encode(&random)).into_boxed_str()
+fn anonymous_id(random: [u8; 16]) -> Arc<str> {
+    format!("anon-{}", BASE64URL_NOPAD.encode(&random)).into()
 }

@@ -23,6 +23,8 @@ pub struct Counters {
     pub publishes_refused: u64,
     /// Messages put into subscribers' outboxes.
     pub deliveries: u64,
+    /// Messages of the past sent to connections that came (back).
+    pub replayed: u64,
     /// Bytes put into outboxes.
     pub bytes_queued: u64,
     /// Messages from and to other shards.
@@ -56,6 +58,10 @@ pub struct Stats {
     pub channels: usize,
     /// Channels that this shard orders.
     pub home_channels: usize,
+    /// Bytes of messages kept in memory for replays.
+    pub ring_bytes: usize,
+    /// Operations and reads that wait for the store.
+    pub store_pending: usize,
     pub outbox_bytes: usize,
     /// Messages that wait for the lane to each peer.
     pub mesh_pending: Vec<usize>,

@@ -18,7 +18,10 @@
 mod ask;
 mod conn;
 mod counters;
+mod history;
 mod publish;
+mod replay;
+mod store;
 mod subscribe;
 mod timers;
 
@@ -27,20 +30,26 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use counters::{Counters, Histogram, Stats};
+pub use history::{HistorySlot, page};
 pub use publish::PublishItem;
 
 use crate::auth::key::KeyRing;
 use crate::channel::home::HomeChannels;
 use crate::channel::local::LocalChannels;
+use crate::channel::ring::RingBudget;
 use crate::dedup::DedupTable;
 use crate::error::{CloseCause, ErrorCode};
 use crate::ids::{ConnId, Now, Placement, RequestId, ShardId};
-use crate::limits::{Limits, MESH_PENDING_BYTES_MAX};
+use crate::limits::{Limits, MESH_PENDING_BYTES_MAX, RING_AGE_MS_MAX, RING_BYTES_MAX};
 use crate::msg::{Answer, Published, ShardMsg};
+use crate::namespace::{Namespaces, Settings};
 use crate::outbox::{Frame, Outbox};
+use crate::record::Record;
 use crate::session::Conns;
 use crate::wheel::Wheel;
 use crate::wire::wsocket::FrameEncoder;
+use publish::Delivery;
+use store::StoreState;
 
 /// An unblocked outbox with this many frames is flushed before more is read: far below what ends
 /// a connection, so that a busy turn never makes a slow consumer of a fast one.
@@ -73,6 +82,13 @@ pub struct Options {
     pub close_frames_always: bool,
     /// Origins that a handshake may come from; empty: any (contract D29).
     pub allowed_origins: Vec<String>,
+    /// What is kept of which channels.
+    pub namespaces: Namespaces,
+    /// How far below a resume's timestamp messages are sent again, ms: for clusters whose clocks
+    /// differ (contract D19).
+    pub recovery_overlap_ms: u64,
+    /// Messages of this shard's channels kept in memory, bytes.
+    pub ring_bytes_max: usize,
 }
 
 impl Default for Options {
@@ -84,8 +100,20 @@ impl Default for Options {
             self_asserted_ids: false,
             close_frames_always: false,
             allowed_origins: Vec::new(),
+            namespaces: Namespaces::default(),
+            recovery_overlap_ms: 0,
+            ring_bytes_max: RING_BYTES_MAX,
         }
     }
+}
+
+/// A connection that is to be flushed.
+#[derive(Debug)]
+pub struct Flush<'a> {
+    pub conn: ConnId,
+    pub outbox: &'a mut Outbox,
+    /// Wants [`Shard::pump`] once its outbox is empty.
+    pub catching_up: bool,
 }
 
 /// What the driver is to do.
@@ -103,6 +131,16 @@ pub enum Output {
         request: RequestId,
         item: u32,
         result: Result<Published, ErrorCode>,
+    },
+    /// The page for a [`Shard::history_request`]: messages, and whether there are more.
+    History {
+        request: RequestId,
+        result: Result<(Vec<Arc<Record>>, bool), ErrorCode>,
+    },
+    /// The outcome of a [`Shard::clear_request`]: messages removed.
+    Cleared {
+        request: RequestId,
+        result: Result<u64, ErrorCode>,
     },
     /// One shard's answer to an HTTP request's [`Shard::ask`].
     Answer {
@@ -125,12 +163,16 @@ pub struct Shard {
     conns: Conns,
     local: LocalChannels,
     home: HomeChannels,
+    store: StoreState,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
     flush_due: bool,
     /// Messages for each peer that its lane has not taken, with their weight.
     mesh: Vec<(Vec<ShardMsg>, usize)>,
+    /// Messages of this shard to itself, while one is being handled.
+    to_self: VecDeque<ShardMsg>,
+    handling_own: bool,
     outputs: VecDeque<Output>,
     /// Acceptance times of the messages delivered since the last flush.
     delivered_us: Vec<u64>,
@@ -146,6 +188,7 @@ impl Shard {
         let shards = usize::from(config.placement.shards());
         let limits = &config.options.limits;
         let dedup = DedupTable::new(limits.dedup_window_ms, limits.dedup_entries_max);
+        let rings = RingBudget::new(config.options.ring_bytes_max, RING_AGE_MS_MAX);
         Self {
             id: config.id,
             placement: config.placement,
@@ -155,11 +198,14 @@ impl Shard {
             apps: Vec::new(),
             conns: Conns::default(),
             local: LocalChannels::default(),
-            home: HomeChannels::new(dedup),
+            home: HomeChannels::new(dedup, rings),
+            store: StoreState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,
             mesh: (0..shards).map(|_| (Vec::new(), 0)).collect(),
+            to_self: VecDeque::new(),
+            handling_own: false,
             outputs: VecDeque::new(),
             delivered_us: Vec::new(),
             draining: false,
@@ -169,17 +215,34 @@ impl Shard {
         }
     }
 
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
     /// A message of another shard.
     pub fn handle_shard_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
         self.counters.mesh_in += 1;
+        self.handle_msg(from, msg, now);
+    }
+
+    fn handle_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
         match msg {
             ShardMsg::Publish(publish) => self.accept_publish(&publish.borrow(), now),
             ShardMsg::Deliver {
                 to,
                 frame,
+                sequence,
                 exclude,
                 accepted_us,
-            } => self.deliver(to, &Frame::from(&*frame), exclude, accepted_us, now),
+            } => {
+                let delivery = Delivery {
+                    to,
+                    sequence,
+                    exclude,
+                    accepted_us,
+                };
+                self.deliver(&delivery, &Frame::from(&*frame), now);
+            }
             ShardMsg::Unicast { conn, frame } => self.queue(conn, Frame::from(&*frame), now),
             ShardMsg::PublishDone {
                 request,
@@ -201,19 +264,34 @@ impl Shard {
                 hash,
                 local,
             } => self.handle_interest_gone(from, &channel, hash, local, now),
+            ShardMsg::AskReplay {
+                channel,
+                hash,
+                to,
+                from,
+            } => self.handle_ask_replay(&channel, hash, to, from, now),
+            ShardMsg::Replay { to, result } => self.handle_replay(to, result, now),
+            ShardMsg::AskCount {
+                channel,
+                hash,
+                timestamp,
+                to,
+            } => self.handle_ask_count(&channel, hash, timestamp, to, now),
+            ShardMsg::Count { to, count } => self.handle_count(to, count, now),
+            ShardMsg::Clear {
+                channel,
+                hash,
+                shard,
+                request,
+            } => self.handle_clear(&channel, hash, shard, request, now),
+            ShardMsg::Cleared { request, result } => {
+                self.outputs.push_back(Output::Cleared { request, result });
+            }
             ShardMsg::Ask {
                 app,
                 request,
                 query,
-            } => {
-                let answer = self.answer(&app, &query, now);
-                let msg = ShardMsg::Answer {
-                    from: self.id,
-                    request,
-                    answer,
-                };
-                self.send(from, msg);
-            }
+            } => self.handle_ask(&app, &query, from, request, now),
             ShardMsg::Answer {
                 from,
                 request,
@@ -273,12 +351,16 @@ impl Shard {
         }
     }
 
-    /// A dirty connection's outbox; takes it off the dirty list.
-    pub fn flush(&mut self, slot: u32) -> Option<(ConnId, &mut Outbox)> {
+    /// A dirty connection; takes it off the dirty list.
+    pub fn flush(&mut self, slot: u32) -> Option<Flush<'_>> {
         let conn = self.conns.at_mut(slot)?;
         conn.dirty = false;
         let id = conn.id(slot);
-        Some((id, &mut conn.outbox))
+        Some(Flush {
+            conn: id,
+            outbox: &mut conn.outbox,
+            catching_up: conn.catching_up,
+        })
     }
 
     /// The outbox of a connection that could not be flushed whole.
@@ -317,6 +399,11 @@ impl Shard {
         &self.options.limits
     }
 
+    /// What is kept of a channel.
+    pub fn channel_settings(&self, channel: &str) -> Settings {
+        self.options.namespaces.of(channel)
+    }
+
     /// Replaces what a reload may change.
     pub fn reconfigure(&mut self, keys: Arc<KeyRing>, options: Options) {
         self.keys = keys;
@@ -330,6 +417,31 @@ impl Shard {
             *weight += msg.weight();
             pending.push(msg);
         }
+    }
+
+    /// Sends a message to another shard, or handles it where it is for this one: at once, or when
+    /// the message that is being handled is done, so that a chain of them takes no stack.
+    fn send_or_handle(&mut self, to: ShardId, msg: ShardMsg, now: Now) {
+        if to != self.id {
+            self.send(to, msg);
+            return;
+        }
+        self.to_self.push_back(msg);
+        if self.handling_own {
+            return;
+        }
+        self.handling_own = true;
+        while let Some(msg) = self.to_self.pop_front() {
+            self.handle_msg(to, msg, now);
+        }
+        self.handling_own = false;
+    }
+
+    /// The home entry of a channel of this shard.
+    fn enter_home(&mut self, app: &Arc<str>, name: &str, hash: u64, now: Now) -> u32 {
+        let namespaces = &self.options.namespaces;
+        self.home
+            .enter(app, name, hash, now, || namespaces.of(name))
     }
 
     /// Whether a publish towards this shard has to be refused.

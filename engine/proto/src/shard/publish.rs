@@ -5,19 +5,41 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::store::Deferred;
 use super::{FLUSH_DUE_BYTES, FLUSH_DUE_FRAMES, Output, Shard};
 use crate::auth::capability::Ops;
 use crate::auth::key::{KeyKind, KeyRecord};
-use crate::channel::home::Ordered;
+use crate::channel::home::{Draft, Ordered};
+use crate::channel::log::Pending;
 use crate::channel_name;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
+use crate::record::Record;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
-/// One message of an HTTP publish.
+/// A message as it is delivered.
+#[derive(Debug, Clone, Copy)]
+struct Message<'a> {
+    channel: &'a str,
+    data: &'a str,
+    id: &'a str,
+    position: Position,
+}
+
+/// What goes with a frame to a shard's subscribers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    pub(super) to: LocalRef,
+    /// None for an ephemeral message.
+    pub(super) sequence: Option<u64>,
+    pub(super) exclude: Option<ConnId>,
+    pub(super) accepted_us: u64,
+}
+
+/// One message to be published.
 #[derive(Debug, Clone)]
 pub struct PublishItem<'a> {
     pub channel: Cow<'a, str>,
@@ -25,6 +47,8 @@ pub struct PublishItem<'a> {
     pub data: &'a str,
     pub id: Option<Cow<'a, str>>,
     pub persist: bool,
+    /// In whose name a back end publishes (contract D8); unused for a client's own publish.
+    pub client_id: Option<Cow<'a, str>>,
 }
 
 impl Shard {
@@ -36,6 +60,7 @@ impl Shard {
         };
         let grant = &c.session.grant;
         let (app, key, echo) = (grant.app.clone(), grant.key.clone(), grant.echo);
+        let publisher = grant.client_id.clone();
         let checked = self.check_publish(&key, item).and_then(|()| {
             if self.acquire_rate(conn, &key, now) {
                 Ok(())
@@ -50,7 +75,7 @@ impl Shard {
         };
         let routed = checked
             .and_then(|()| self.check_size(item))
-            .and_then(|()| self.route(&app, item, origin, now));
+            .and_then(|()| self.route(&app, item, &publisher, origin, now));
         if let Err(code) = routed {
             self.counters.publishes_refused += 1;
             self.error(
@@ -81,7 +106,10 @@ impl Shard {
         let routed = self
             .check_publish(key, item)
             .and_then(|()| self.check_size(item))
-            .and_then(|()| self.route(&app, item, origin, now));
+            .and_then(|()| {
+                let publisher = item.client_id.as_deref().unwrap_or("server");
+                self.route(&app, item, publisher, origin, now)
+            });
         if let Err(code) = routed {
             self.counters.publishes_refused += 1;
             self.outputs.push_back(Output::Published {
@@ -130,6 +158,7 @@ impl Shard {
         &mut self,
         app: &Arc<str>,
         item: &PublishItem<'_>,
+        publisher: &str,
         origin: Origin,
         now: Now,
     ) -> Result<(), ErrorCode> {
@@ -148,6 +177,7 @@ impl Shard {
             hash,
             data: item.data,
             id,
+            publisher,
             persist: item.persist,
             origin,
         };
@@ -162,62 +192,166 @@ impl Shard {
         Ok(())
     }
 
-    /// The home shard's part: order, answer the publisher, fan out.
-    ///
-    /// The answer goes first: it then leads its connection's flush, and the publisher writes its
-    /// next message while this one is still being sent to the others.
+    /// The home shard's part: order, then deliver and answer: an ephemeral message at once, one to
+    /// be stored when the store has committed it.
     pub(super) fn accept_publish(&mut self, publish: &Publish<'_>, now: Now) {
-        let slot = self
+        let slot = self.enter_home(publish.app, publish.channel, publish.hash, now);
+        let persist = self
             .home
-            .enter(publish.app, publish.channel, publish.hash, now.mono_ms());
-        let full = self
+            .get(slot)
+            .is_some_and(|c| publish.persist && c.settings.persist);
+        let refused = if persist && self.home.log(slot).is_none() {
+            let work = Deferred::Publish(OwnedPublish::new(publish));
+            match self.defer(slot, work, now) {
+                Ok(()) => return,
+                Err(_) => Some(ErrorCode::Unavailable),
+            }
+        } else {
+            self.check_room(slot, persist).err()
+        };
+        if let Some(code) = refused {
+            self.counters.publishes_refused += 1;
+            self.answer_publisher(publish.origin, publish.channel, publish.id, Err(code), now);
+            return;
+        }
+        let draft = Draft {
+            id: publish.id,
+            publisher: publish.publisher,
+            data: publish.data,
+            origin: publish.origin,
+        };
+        let generation = self.store_generation();
+        match self.home.order(slot, draft, persist, generation, now) {
+            Some(Ordered::Ephemeral(position)) => {
+                self.counters.published += 1;
+                self.confirm(
+                    publish.origin,
+                    publish.channel,
+                    publish.id,
+                    position,
+                    false,
+                    now,
+                );
+                let message = Message {
+                    channel: publish.channel,
+                    data: publish.data,
+                    id: publish.id,
+                    position,
+                };
+                self.fan_out(slot, &message, Some(publish.origin), now.mono_us, now);
+            }
+            Some(Ordered::Stored(record)) => self.store_append(slot, record),
+            Some(Ordered::Duplicate(position)) => {
+                self.counters.duplicates += 1;
+                self.confirm(
+                    publish.origin,
+                    publish.channel,
+                    publish.id,
+                    position,
+                    true,
+                    now,
+                );
+            }
+            Some(Ordered::Joined) => self.counters.duplicates += 1,
+            None => debug_assert!(false, "the log is known: it was looked at above"),
+        }
+    }
+
+    /// Whether everybody who has to take part in a publish has room for it.
+    fn check_room(&self, slot: u32, persist: bool) -> Result<(), ErrorCode> {
+        let mesh_full = self
             .home
             .interested(slot)
             .iter()
             .any(|(shard, _)| self.mesh_full(*shard));
-        let ordered = if full {
-            Err(ErrorCode::Unavailable)
-        } else {
-            self.home
-                .order(
-                    slot,
-                    publish.id,
-                    publish.persist,
-                    now.mono_ms(),
-                    now.unix_ms,
-                )
-                .ok_or(ErrorCode::Internal)
-        };
-        self.answer_publisher(publish, ordered, now);
-        match ordered {
-            Ok(Ordered {
-                position,
-                duplicate: false,
-            }) => {
-                self.counters.published += 1;
-                self.fan_out(slot, publish, position, now);
-            }
-            Ok(_) => self.counters.duplicates += 1,
-            Err(_) => self.counters.publishes_refused += 1,
+        if mesh_full || (persist && self.store_full()) {
+            return Err(ErrorCode::Unavailable);
         }
+        Ok(())
     }
 
-    fn answer_publisher(
+    /// The store has committed a message: everybody learns of it.
+    ///
+    /// The answer goes first: it then leads its connection's flush, and the publisher writes its
+    /// next message while this one is still being sent to the others.
+    pub(super) fn deliver_committed(&mut self, slot: u32, pending: Pending, now: Now) {
+        let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
+            return;
+        };
+        let record = &pending.record;
+        let position = Position {
+            timestamp: record.timestamp,
+            sequence: Some(record.sequence),
+        };
+        self.counters.published += 1;
+        for (index, origin) in pending.origins.iter().enumerate() {
+            self.confirm(*origin, &channel, &record.id, position, index > 0, now);
+        }
+        let publisher = pending.origins.first().copied();
+        self.deliver_record(slot, record, publisher, pending.accepted_us, now);
+    }
+
+    /// Fans a stored message out.
+    pub(super) fn deliver_record(
         &mut self,
-        publish: &Publish<'_>,
-        ordered: Result<Ordered, ErrorCode>,
+        slot: u32,
+        record: &Record,
+        publisher: Option<Origin>,
+        accepted_us: u64,
         now: Now,
     ) {
-        match publish.origin {
+        let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
+            return;
+        };
+        let message = Message {
+            channel: &channel,
+            data: &record.data,
+            id: &record.id,
+            position: Position {
+                timestamp: record.timestamp,
+                sequence: Some(record.sequence),
+            },
+        };
+        self.fan_out(slot, &message, publisher, accepted_us, now);
+    }
+
+    fn confirm(
+        &mut self,
+        origin: Origin,
+        channel: &str,
+        id: &str,
+        position: Position,
+        duplicate: bool,
+        now: Now,
+    ) {
+        let published = Published {
+            id: match origin {
+                // Only an HTTP answer carries it; a frame is encoded right away.
+                Origin::Conn { .. } => "".into(),
+                Origin::Request { .. } => id.into(),
+            },
+            position,
+            duplicate,
+        };
+        self.answer_publisher(origin, channel, id, Ok(published), now);
+    }
+
+    /// Tells a publisher what became of its message.
+    pub(super) fn answer_publisher(
+        &mut self,
+        origin: Origin,
+        channel: &str,
+        id: &str,
+        result: Result<Published, ErrorCode>,
+        now: Now,
+    ) {
+        match origin {
             Origin::Conn { shard, conn, .. } => {
-                let frame = self.encoder.text(|out| match &ordered {
-                    Ok(o) => write_ack(out, publish.id, publish.channel, o.position),
-                    Err(code) => write_error(
-                        out,
-                        &ProtocolError::from(*code),
-                        Some(publish.channel),
-                        Some(publish.id),
-                    ),
+                let frame = self.encoder.text(|out| match &result {
+                    Ok(published) => write_ack(out, id, channel, published.position),
+                    Err(code) => {
+                        write_error(out, &ProtocolError::from(*code), Some(channel), Some(id))
+                    }
                 });
                 if shard == self.id {
                     let frame = Rc::from(frame);
@@ -231,34 +365,36 @@ impl Shard {
                 shard,
                 request,
                 item,
+            } if shard == self.id => self.outputs.push_back(Output::Published {
+                request,
+                item,
+                result,
+            }),
+            Origin::Request {
+                shard,
+                request,
+                item,
             } => {
-                let result = ordered.map(|o| Published {
-                    id: publish.id.into(),
-                    position: o.position,
-                    duplicate: o.duplicate,
-                });
-                if shard == self.id {
-                    self.outputs.push_back(Output::Published {
-                        request,
-                        item,
-                        result,
-                    });
-                } else {
-                    self.send(
-                        shard,
-                        ShardMsg::PublishDone {
-                            request,
-                            item,
-                            result,
-                        },
-                    );
-                }
+                let msg = ShardMsg::PublishDone {
+                    request,
+                    item,
+                    result,
+                };
+                self.send(shard, msg);
             }
         }
     }
 
     /// Encodes the delivery once and hands it to every shard with subscribers.
-    fn fan_out(&mut self, slot: u32, publish: &Publish<'_>, position: Position, now: Now) {
+    fn fan_out(
+        &mut self,
+        slot: u32,
+        message: &Message<'_>,
+        publisher: Option<Origin>,
+        accepted_us: u64,
+        now: Now,
+    ) {
+        let excluded_on = |shard| publisher.and_then(|p| p.excluded_on(shard));
         let interested = self.home.interested(slot);
         if interested.is_empty() {
             return;
@@ -267,58 +403,58 @@ impl Shard {
             .iter()
             .find(|(shard, _)| *shard == self.id)
             .map(|(_, local)| *local);
-        let peers: Vec<(ShardId, LocalRef)> = if here.is_some() && interested.len() == 1 {
-            Vec::new()
-        } else {
-            interested
+        let others = interested.len() - usize::from(here.is_some());
+        let frame = self.encoder.text(|out| {
+            write_message(
+                out,
+                message.channel,
+                message.data,
+                message.id,
+                message.position,
+            );
+        });
+        let local_frame = here.map(|local| (local, Frame::from(frame)));
+        if others > 0 {
+            let frame: Arc<[u8]> = frame.into();
+            let peers: Vec<(ShardId, LocalRef)> = interested
                 .iter()
                 .filter(|(shard, _)| *shard != self.id)
                 .copied()
-                .collect()
-        };
-        let frame = self.encoder.text(|out| {
-            write_message(out, publish.channel, publish.data, publish.id, position);
-        });
-        let excluded_on = |shard: ShardId| match publish.origin {
-            Origin::Conn {
-                shard: from,
-                conn,
-                echo: false,
-            } if from == shard => Some(conn),
-            Origin::Conn { .. } | Origin::Request { .. } => None,
-        };
-        let local_frame = here.map(|local| (local, Frame::from(frame)));
-        if !peers.is_empty() {
-            let frame: Arc<[u8]> = frame.into();
+                .collect();
             for (shard, to) in peers {
-                self.send(
-                    shard,
-                    ShardMsg::Deliver {
-                        to,
-                        frame: frame.clone(),
-                        exclude: excluded_on(shard),
-                        accepted_us: now.mono_us,
-                    },
-                );
+                let msg = ShardMsg::Deliver {
+                    to,
+                    frame: frame.clone(),
+                    sequence: message.position.sequence,
+                    exclude: excluded_on(shard),
+                    accepted_us,
+                };
+                self.send(shard, msg);
             }
         }
-        if let Some((local, frame)) = local_frame {
-            self.deliver(local, &frame, excluded_on(self.id), now.mono_us, now);
+        if let Some((to, frame)) = local_frame {
+            let delivery = Delivery {
+                to,
+                sequence: message.position.sequence,
+                exclude: excluded_on(self.id),
+                accepted_us,
+            };
+            self.deliver(&delivery, &frame, now);
         }
     }
 
     /// Puts one message into the outbox of every local subscriber.
-    pub(super) fn deliver(
-        &mut self,
-        to: LocalRef,
-        frame: &Frame,
-        exclude: Option<ConnId>,
-        accepted_us: u64,
-        now: Now,
-    ) {
+    pub(super) fn deliver(&mut self, delivery: &Delivery, frame: &Frame, now: Now) {
+        let Delivery {
+            to,
+            sequence,
+            exclude,
+            accepted_us,
+        } = *delivery;
         let Some(channel) = self.local.resolve(to) else {
             return;
         };
+        let is_holding = channel.is_holding();
         let limits = &self.options.limits;
         let now_s = now.mono_s();
         let mut delivered = 0u64;
@@ -349,6 +485,11 @@ impl Shard {
         self.counters.bytes_queued += delivered * frame.len() as u64;
         if delivered > 0 {
             self.delivered_us.push(accepted_us);
+        }
+        if is_holding {
+            let most = limits.outbox_bytes_max / 2;
+            let held = self.local.hold_frame(to, frame, sequence, exclude, most);
+            too_slow.extend(held);
         }
         for conn in too_slow {
             self.close(conn, CloseCause::SlowConsumer, now);

@@ -16,12 +16,22 @@ use crate::channel_name;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, Now, ShardId};
 use crate::msg::{LocalRef, ShardMsg};
-use crate::wire::wsocket::{write_subscribed, write_unsubscribed};
+use crate::wire::wsocket::{SubscribeFrom, write_subscribed, write_unsubscribed};
 
 impl Shard {
     /// A client's `subscribe`: answered with `subscribed` every time (contract section 10.2).
-    pub(super) fn handle_subscribe(&mut self, conn: ConnId, channel: &str, now: Now) {
-        if let Err(code) = self.subscribe(conn, channel, now) {
+    pub(super) fn handle_subscribe(
+        &mut self,
+        conn: ConnId,
+        channel: &str,
+        from: Option<SubscribeFrom>,
+        now: Now,
+    ) {
+        let done = match from {
+            Some(from) => self.subscribe_from(conn, channel, from, now),
+            None => self.subscribe(conn, channel, now),
+        };
+        if let Err(code) = done {
             self.error(conn, &code.into(), Some(channel), None, now);
         }
     }
@@ -37,6 +47,13 @@ impl Shard {
             return Err(ErrorCode::NotPermitted);
         }
         let app = grant.app.clone();
+        if let Some(catchup) = c.session.catchup.as_ref().filter(|u| u.concerns(channel)) {
+            // Otherwise answered when its replay begins: one subscription, one replay (D19).
+            if catchup.is_sending(channel) {
+                self.reply(conn, now, |out| write_subscribed(out, channel));
+            }
+            return Ok(());
+        }
         let hash = self.placement.hash(&app, channel);
         let known = self
             .local
@@ -62,18 +79,12 @@ impl Shard {
                     app,
                     name: channel.into(),
                 };
-                self.send_home(
+                let msg = ShardMsg::Interest {
+                    channel,
                     hash,
-                    now,
-                    |shard, from, now| {
-                        shard.handle_interest(from, &channel, hash, local, now);
-                    },
-                    || ShardMsg::Interest {
-                        channel: channel.clone(),
-                        hash,
-                        local,
-                    },
-                );
+                    local,
+                };
+                self.send_or_handle(self.placement.home(hash), msg, now);
             }
         }
         Ok(())
@@ -84,6 +95,10 @@ impl Shard {
         if let Err(code) = channel_name::validate(channel, self.options.utf8_channel_names) {
             self.error(conn, &code.into(), Some(channel), None, now);
             return;
+        }
+        if self.cancel_replay(conn, channel, now) {
+            // Its `subscribe` is still owed an answer.
+            self.reply(conn, now, |out| write_subscribed(out, channel));
         }
         self.unsubscribe(conn, channel, now);
         self.reply(conn, now, |out| write_unsubscribed(out, channel));
@@ -102,18 +117,29 @@ impl Shard {
         let Some(index) = c.subscriptions.iter().position(|s| s.channel == slot) else {
             return false;
         };
+        if self.local.stop_waiting(slot, conn) {
+            // Its `subscribe` is still owed an answer.
+            self.reply(conn, now, |out| write_subscribed(out, channel));
+        }
+        self.take_subscription(conn, index, now);
+        true
+    }
+
+    /// Takes a connection's subscription at an index out, on both sides.
+    pub(super) fn take_subscription(&mut self, conn: ConnId, index: usize, now: Now) {
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
+        if index >= c.subscriptions.len() {
+            return;
+        }
         let subscription = c.subscriptions.swap_remove(index);
         if let Some(moved) = c.subscriptions.get(index) {
             self.local
                 .reindex(*moved, u16::try_from(index).unwrap_or(u16::MAX));
         }
         self.counters.subscriptions -= 1;
-        if self.local.stop_waiting(slot, conn) {
-            // Its `subscribe` is still owed an answer.
-            self.reply(conn, now, |out| write_subscribed(out, channel));
-        }
         self.leave(subscription, now);
-        true
     }
 
     /// Takes a subscription out of its channel's list and, with the last one, tells the home shard.
@@ -126,35 +152,18 @@ impl Shard {
         {
             other.place = moved.place;
         }
-        if let Some((channel, hash, local)) = self.local.free_if_empty(subscription.channel) {
-            self.send_home(
-                hash,
-                now,
-                |shard, from, now| {
-                    shard.handle_interest_gone(from, &channel, hash, local, now);
-                },
-                || ShardMsg::InterestGone {
-                    channel: channel.clone(),
-                    hash,
-                    local,
-                },
-            );
-        }
+        self.free_channel(subscription.channel, now);
     }
 
-    /// Does something at the channel's home: here and at once, or by message.
-    fn send_home(
-        &mut self,
-        hash: u64,
-        now: Now,
-        here: impl FnOnce(&mut Self, ShardId, Now),
-        message: impl FnOnce() -> ShardMsg,
-    ) {
-        let home = self.placement.home(hash);
-        if home == self.id {
-            here(self, home, now);
-        } else {
-            self.send(home, message());
+    /// Frees a channel's entry if nobody is left in it, and tells the home shard.
+    pub(super) fn free_channel(&mut self, slot: u32, now: Now) {
+        if let Some((channel, hash, local)) = self.local.free_if_empty(slot) {
+            let msg = ShardMsg::InterestGone {
+                channel,
+                hash,
+                local,
+            };
+            self.send_or_handle(self.placement.home(hash), msg, now);
         }
     }
 
@@ -166,10 +175,8 @@ impl Shard {
         local: LocalRef,
         now: Now,
     ) {
-        let slot = self
-            .home
-            .enter(&channel.app, &channel.name, hash, now.mono_ms());
-        self.home.add_interest(slot, from, local, now.mono_ms());
+        let slot = self.enter_home(&channel.app, &channel.name, hash, now);
+        self.home.add_interest(slot, from, local);
         if from == self.id {
             self.handle_interest_ready(local, now);
         } else {
@@ -186,7 +193,7 @@ impl Shard {
         now: Now,
     ) {
         if let Some(slot) = self.home.find(&channel.app, &channel.name, hash) {
-            self.home.remove_interest(slot, from, local, now.mono_ms());
+            self.home.remove_interest(slot, from, local, now);
         }
     }
 

@@ -17,7 +17,8 @@ impl Shard {
                 self.look_at(conn, now);
             }
         }
-        self.home.expire_ids(now.mono_ms());
+        self.home.expire(now);
+        self.load_given_up(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
             self.swept_s = now.mono_s();
             self.home.forget_idle(now.mono_ms());

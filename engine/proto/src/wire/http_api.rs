@@ -15,8 +15,10 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 
-use super::wsocket::payload_json;
+use super::resume::floor_ms;
+use super::wsocket::{PageRequest, parse_direction, payload_json};
 use crate::auth::is_valid_client_id;
 use crate::error::{AdminClose, CloseCause, ErrorCode, ProtocolError};
 use crate::limits::CHANNEL_NAME_BYTES_MAX;
@@ -209,6 +211,51 @@ impl ChannelPage {
     }
 }
 
+/// Reads the query of `GET /api/channels/{channel}/messages` (contract D17): `limit`, `before`, `after`, `direction`,
+/// `beforeSeq` and `afterSeq`, the first of each; an empty one counts as absent. Fractions of numbers are dropped.
+///
+/// # Errors
+/// 40000 when the query cannot be decoded; 40003 for a number that is none, a negative bound and an unknown direction.
+pub fn parse_page(query: &str) -> Result<PageRequest, ProtocolError> {
+    let [mut limit, mut before, mut after] = [None, None, None];
+    let [mut before_sequence, mut after_sequence, mut direction] = [None, None, None];
+    for pair in crate::url::pairs(query) {
+        let (name, value) = pair?;
+        let slot = match &*name {
+            "limit" => &mut limit,
+            "before" => &mut before,
+            "after" => &mut after,
+            "beforeSeq" => &mut before_sequence,
+            "afterSeq" => &mut after_sequence,
+            "direction" => &mut direction,
+            _ => continue,
+        };
+        if slot.is_none() && !value.is_empty() {
+            *slot = Some(value);
+        }
+    }
+    let number = |text: Option<Cow<'_, str>>, wrong| {
+        text.map(|text| serde_json::from_str::<Number>(&text).map_err(|_| wrong_field(wrong)))
+            .transpose()
+    };
+    let bound = |text, wrong| {
+        let number = number(text, wrong)?.map(Value::Number);
+        number
+            .map(|number| floor_ms(&number).ok_or_else(|| wrong_field(wrong)))
+            .transpose()
+    };
+    let limit = number(limit, "`limit` must be a number")?;
+    Ok(PageRequest {
+        // Beyond what fits, the bounds of a page hold anyway.
+        limit: limit.and_then(|n| n.as_i64().or_else(|| n.as_f64().map(|f| f as i64))),
+        before_ms: bound(before, "`before` must be a timestamp in ms")?,
+        after_ms: bound(after, "`after` must be a timestamp in ms")?,
+        before_sequence: bound(before_sequence, "`beforeSeq` must be a sequence")?,
+        after_sequence: bound(after_sequence, "`afterSeq` must be a sequence")?,
+        forward: parse_direction(direction.as_deref())?,
+    })
+}
+
 /// Writes the reply to `GET /api/channels` from names with their subscribers, in order of name; one more than `limit`
 /// says that the list goes on.
 pub fn write_channels(out: &mut Vec<u8>, channels: &[(&str, usize)], limit: usize) {
@@ -287,8 +334,8 @@ pub fn parse_unsubscribe(body: &[u8]) -> Result<String, ProtocolError> {
     required_text(request.channel, "`channel` is missing or not a string").map(Cow::into_owned)
 }
 
-/// Writes `{"<name>":n}`: how many connections a call has reached. `name` needs no escape.
-pub fn write_count(out: &mut Vec<u8>, name: &str, count: usize) {
+/// Writes `{"<name>":n}`: how many connections or messages a call has reached. `name` needs no escape.
+pub fn write_count(out: &mut Vec<u8>, name: &str, count: u64) {
     out.extend_from_slice(format!("{{\"{name}\":{count}}}").as_bytes());
 }
 
@@ -330,7 +377,7 @@ impl<'a> Fields<'a> {
         let data = self.data.ok_or_else(|| wrong_field("`data` is missing"))?;
         let id = optional_text(self.id, "`id` must be a string")?;
         let client_id = optional_text(self.client_id, "`clientId` must be a string")?;
-        if client_id.is_some_and(|id| !is_valid_client_id(&id)) {
+        if client_id.as_ref().is_some_and(|id| !is_valid_client_id(id)) {
             return Err(wrong_field(
                 "`clientId` must be 1 to 128 bytes without control characters",
             ));
@@ -345,6 +392,7 @@ impl<'a> Fields<'a> {
             data: payload_json(Some(data))?,
             id: id.or(idempotency_key.map(Cow::Borrowed)),
             persist,
+            client_id,
         })
     }
 }

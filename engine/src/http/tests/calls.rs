@@ -122,6 +122,8 @@ fn callers_without_the_right_are_refused() {
         ("GET", "/api/channels/a", ""),
         ("POST", "/api/clients/c/disconnect", ""),
         ("POST", "/api/clients/c/unsubscribe", r#"{"channel":"a"}"#),
+        ("GET", "/api/channels/a/messages", ""),
+        ("DELETE", "/api/channels/a/messages", ""),
     ];
     for (method, path, body) in calls {
         let bare = Peer::connect(node.public).call(method, path, "", body);
@@ -187,9 +189,12 @@ fn wrong_requests_get_the_contracts_answers() {
     ] {
         node.call("GET", path, SERVER_KEY, "").is_error(404, 40400);
     }
-    let wrong_method = node.call("DELETE", path, SERVER_KEY, "");
+    let wrong_method = node.call("PUT", path, SERVER_KEY, "");
     wrong_method.is_error(405, 40000);
-    assert_eq!(wrong_method.header("allow"), Some("POST, OPTIONS"));
+    assert_eq!(
+        wrong_method.header("allow"),
+        Some("GET, HEAD, POST, DELETE, OPTIONS")
+    );
     assert_eq!(
         node.call("POST", "/api/channels", SERVER_KEY, "")
             .header("allow"),

@@ -3,6 +3,7 @@
 mod admin;
 mod calls;
 mod connection;
+mod history;
 
 use std::cell::Cell;
 use std::io::{Read as _, Write as _};
@@ -17,11 +18,15 @@ use shardwire_proto::auth::capability::Capabilities;
 use shardwire_proto::auth::key::{KeyKind, KeyRecord, KeyRing, default_capabilities};
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::limits::Limits;
+use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
+use tempfile::TempDir;
 
 use super::{AdminSettings, HttpSettings, Stage, serve_admin};
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
+use crate::store::sqlite::Sqlite;
+use crate::store::{self, StoreConfig, StoreHandle};
 use crate::sys;
 
 const SERVER_KEY: &str = "sk_0123456789abcdef";
@@ -30,9 +35,14 @@ const OTHER_APP_KEY: &str = "sk_other_app_0123456";
 const DISABLED_KEY: &str = "sk_disabled_01234567";
 /// May publish to `a:*`, and nothing else.
 const NARROW_KEY: &str = "sk_narrow_0123456789";
+/// May read the history of `a:*`, and nothing else.
+const READER_KEY: &str = "sk_reader_0123456789";
 
-/// A shard with its two ports on a thread of its own; stopped and joined when dropped.
+/// A shard with its two ports on a thread of its own, and a store; stopped and joined when dropped.
 struct Node {
+    store: StoreHandle,
+    /// Where the store's file is.
+    _folder: TempDir,
     public: SocketAddr,
     admin: SocketAddr,
     stage: inbox::InboxSender<Option<Stage>>,
@@ -47,6 +57,11 @@ impl Node {
         let address = |socket: &socket2::Socket| socket.local_addr().unwrap().as_socket().unwrap();
         let (public_address, admin_address) = (address(&public), address(&admin));
         let (stage, stages) = inbox::bounded(4);
+        let folder = tempfile::tempdir().unwrap();
+        let (inbox, replies) = inbox::bounded(store::INBOX_ENTRIES);
+        let storage = Sqlite::new(folder.path().join("messages.db"));
+        let store = store::start(storage, &StoreConfig::default(), vec![inbox]).unwrap();
+        let for_shard = store.clone();
         let serve = move || async move {
             let clock = start_clock();
             let options = Options {
@@ -55,6 +70,7 @@ impl Node {
                     ..Limits::default()
                 },
                 self_asserted_ids: true,
+                namespaces: namespaces(),
                 ..Options::default()
             };
             let decoder = DecoderConfig {
@@ -66,6 +82,7 @@ impl Node {
                 decoder,
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
+                store: Some(for_shard),
             };
             let config = ShardConfig {
                 id: ShardId(0),
@@ -82,6 +99,7 @@ impl Node {
             let core = Shard::new(config, read_clock(clock));
             let server = ShardRuntime::new(ShardId(0), core, settings, http, clock);
             glommio::spawn_local(server.clone().run_turns()).detach();
+            glommio::spawn_local(server.clone().hear_store(replies)).detach();
             glommio::spawn_local(server.clone().accept(sys::glommio_listener(public))).detach();
             let settings = Rc::new(AdminSettings {
                 shards,
@@ -108,6 +126,8 @@ impl Node {
         };
         let thread = LocalExecutorBuilder::default().spawn(serve).unwrap();
         Self {
+            store,
+            _folder: folder,
             public: public_address,
             admin: admin_address,
             stage,
@@ -132,7 +152,19 @@ impl Drop for Node {
             let ended = thread.join();
             assert!(ended.is_ok() || std::thread::panicking(), "{ended:?}");
         }
+        let stopped = self.store.shutdown(Duration::from_secs(10));
+        assert!(stopped || std::thread::panicking());
     }
+}
+
+/// `quiet:*` keeps messages for resume alone.
+fn namespaces() -> Namespaces {
+    let quiet = Namespace {
+        pattern: "quiet:*".into(),
+        history: false,
+        ..Namespace::default()
+    };
+    Namespaces::new(vec![quiet]).unwrap()
 }
 
 fn keys() -> KeyRing {
@@ -140,6 +172,7 @@ fn keys() -> KeyRing {
         KeyRecord::new(key.into(), app.into(), kind, key, grants).unwrap()
     };
     let all = || default_capabilities(KeyKind::Server);
+    let reader = Capabilities::from_claim(&json!({"a:*": ["history"]})).unwrap();
     let narrow = Capabilities::from_claim(&json!({"a:*": ["publish"]})).unwrap();
     KeyRing::new([
         record(SERVER_KEY, "app", KeyKind::Server, all()),
@@ -150,6 +183,7 @@ fn keys() -> KeyRing {
             ..record(DISABLED_KEY, "app", KeyKind::Server, all())
         },
         record(NARROW_KEY, "app", KeyKind::Server, narrow),
+        record(READER_KEY, "app", KeyKind::Server, reader),
     ])
 }
 

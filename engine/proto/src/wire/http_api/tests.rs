@@ -328,6 +328,45 @@ fn unsubscribe_needs_a_channel() {
 }
 
 #[test]
+fn a_page_is_asked_for_by_query() {
+    let asked = PageRequest {
+        limit: Some(10),
+        before_ms: Some(1_700_000_000_123),
+        after_ms: Some(5),
+        before_sequence: Some(9),
+        after_sequence: Some(2),
+        forward: true,
+    };
+    let query = "limit=10&before=1700000000123.9&after=5&direction=forward&beforeSeq=9&afterSeq=2";
+    assert_eq!(parse_page(query), Ok(asked));
+    assert_eq!(
+        parse_page("limit=&before=&x=1&direction="),
+        Ok(PageRequest::default())
+    );
+    assert_eq!(
+        parse_page("limit=1&limit=2").map(|page| page.limit),
+        Ok(Some(1))
+    );
+    assert_eq!(
+        parse_page("limit=-1.5").map(|page| page.limit),
+        Ok(Some(-1))
+    );
+    for wrong in [
+        "limit=x",
+        "limit=NaN",
+        "limit=\"1\"",
+        "before=-1",
+        "after=1e99",
+        "beforeSeq=x",
+        "afterSeq=-0.5",
+        "direction=Forward",
+    ] {
+        assert_eq!(code(parse_page(wrong)), 40003, "{wrong}");
+    }
+    assert_eq!(code(parse_page("limit=%zz")), 40000);
+}
+
+#[test]
 fn counts_are_named() {
     let mut out = Vec::new();
     write_count(&mut out, "disconnected", 3);
@@ -342,6 +381,7 @@ proptest! {
             let _ = parse_publish(body, None, 3);
             let _ = parse_disconnect(body);
             let _ = parse_unsubscribe(body);
+            let _ = std::str::from_utf8(body).map(parse_page);
         }
     }
 

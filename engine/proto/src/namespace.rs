@@ -1,0 +1,170 @@
+//! Settings by channel pattern: what is kept of which channels, and for how long (contract D17).
+
+use serde::{Deserialize, Serialize};
+
+use crate::auth::capability::{check_pattern, matches};
+use crate::limits::{HISTORY_AGE_MS, HISTORY_MESSAGES_MAX, RECOVERY_AGE_MS_MIN};
+use crate::record::{Retention, Sync};
+
+/// The channels of one pattern. The first that matches a channel counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Namespace {
+    /// In the form of capability patterns (contract D7).
+    pub pattern: String,
+    /// Whether clients may ask for history and rewind. Without it messages are still kept as long
+    /// as resume needs.
+    #[serde(default = "yes")]
+    pub history: bool,
+    /// Whether messages are stored at all. Without it every publish is ephemeral.
+    #[serde(default = "yes")]
+    pub persist: bool,
+    /// Most messages kept per channel.
+    #[serde(default = "default_messages_max")]
+    pub messages_max: u64,
+    /// Age at which messages go, seconds.
+    #[serde(default = "default_ttl_s")]
+    pub ttl_s: u64,
+    /// What an ack means: `process` survives the end of the process, `disk` a power cut.
+    #[serde(default)]
+    pub sync: Sync,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_messages_max() -> u64 {
+    HISTORY_MESSAGES_MAX as u64
+}
+
+fn default_ttl_s() -> u64 {
+    HISTORY_AGE_MS / 1000
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self {
+            pattern: "*".into(),
+            history: true,
+            persist: true,
+            messages_max: default_messages_max(),
+            ttl_s: default_ttl_s(),
+            sync: Sync::Process,
+        }
+    }
+}
+
+/// All namespaces, in order; ends with the default one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespaces(Vec<Namespace>);
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        Self(vec![Namespace::default()])
+    }
+}
+
+impl Namespaces {
+    /// Errors: a message that names the namespace and what is wrong with it.
+    pub fn new(list: Vec<Namespace>) -> Result<Self, String> {
+        let mut all = list;
+        for n in &all {
+            check_pattern(&n.pattern).map_err(|e| e.to_string())?;
+            if n.messages_max == 0 {
+                return Err(format!(
+                    "namespace {:?}: messages_max is 0; use persist = false to store nothing",
+                    n.pattern
+                ));
+            }
+            if n.ttl_s.saturating_mul(1000) < RECOVERY_AGE_MS_MIN {
+                return Err(format!(
+                    "namespace {:?}: ttl_s is below {}, which resume needs",
+                    n.pattern,
+                    RECOVERY_AGE_MS_MIN / 1000
+                ));
+            }
+        }
+        all.push(Namespace::default());
+        Ok(Self(all))
+    }
+
+    /// The settings of a channel.
+    pub fn of(&self, channel: &str) -> Settings {
+        let found = self.0.iter().find(|n| matches(&n.pattern, channel));
+        found.map_or_else(Settings::default, Settings::from)
+    }
+}
+
+/// A channel's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    pub history: bool,
+    pub persist: bool,
+    pub retention: Retention,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::from(&Namespace::default())
+    }
+}
+
+impl From<&Namespace> for Settings {
+    fn from(n: &Namespace) -> Self {
+        Self {
+            history: n.history,
+            persist: n.persist,
+            retention: Retention {
+                messages_max: n.messages_max,
+                age_ms: n.ttl_s.saturating_mul(1000),
+                sync: n.sync,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_match_counts_and_the_default_is_last() {
+        let all = Namespaces::new(vec![
+            Namespace {
+                pattern: "live:secret".into(),
+                history: false,
+                ..Namespace::default()
+            },
+            Namespace {
+                pattern: "live:*".into(),
+                persist: false,
+                ..Namespace::default()
+            },
+        ])
+        .unwrap();
+        assert!(!all.of("live:secret").history && all.of("live:secret").persist);
+        assert!(!all.of("live:x").persist);
+        assert_eq!(all.of("other"), Settings::default());
+    }
+
+    #[test]
+    fn settings_that_resume_cannot_work_with_are_refused() {
+        let bad = |n| Namespaces::new(vec![n]).unwrap_err();
+        let short = Namespace {
+            ttl_s: 60,
+            ..Namespace::default()
+        };
+        assert!(bad(short).contains("ttl_s"));
+        let none = Namespace {
+            messages_max: 0,
+            ..Namespace::default()
+        };
+        assert!(bad(none).contains("messages_max"));
+        let pattern = Namespace {
+            pattern: "a*".into(),
+            ..Namespace::default()
+        };
+        assert!(bad(pattern).contains("a*"));
+    }
+}

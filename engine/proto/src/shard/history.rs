@@ -1,0 +1,141 @@
+//! A client's `history` requests: answered in the order in which they came, though the store's
+//! readers may finish them in another (contract section 10.10).
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::Shard;
+use super::store::page_of;
+use crate::auth::capability::Ops;
+use crate::channel_name;
+use crate::error::ErrorCode;
+use crate::ids::{ChannelKey, ConnId, Now};
+use crate::limits::{
+    HISTORIES_PER_CONN_MAX, HISTORY_PAGE_BYTES_MAX, HISTORY_PAGE_MIRRORED_BYTES_MAX,
+    HISTORY_PAGE_TIES_MAX, Limits,
+};
+use crate::outbox::Frame;
+use crate::record::{Page, StoreAnswer, StoreError};
+use crate::url::Shape;
+use crate::wire::wsocket::{PageRequest, write_error, write_history};
+
+/// A history request that is not answered yet, or whose answer waits for earlier ones.
+#[derive(Debug)]
+pub struct HistorySlot {
+    pub place: u64,
+    pub channel: Arc<str>,
+    pub answer: Option<Frame>,
+}
+
+impl Shard {
+    pub(super) fn handle_history(
+        &mut self,
+        conn: ConnId,
+        channel: &str,
+        request: PageRequest,
+        now: Now,
+    ) {
+        if let Err(code) = self.ask_for_history(conn, channel, request) {
+            self.error(conn, &code.into(), Some(channel), None, now);
+        }
+    }
+
+    fn ask_for_history(
+        &mut self,
+        conn: ConnId,
+        channel: &str,
+        request: PageRequest,
+    ) -> Result<(), ErrorCode> {
+        channel_name::validate(channel, self.options.utf8_channel_names)?;
+        let settings = self.options.namespaces.of(channel);
+        let Some(c) = self.conns.open_mut(conn) else {
+            return Ok(());
+        };
+        let session = &mut c.session;
+        if !session
+            .grant
+            .key
+            .capabilities
+            .permits(channel, Ops::HISTORY)
+        {
+            return Err(ErrorCode::NotPermitted);
+        }
+        if !settings.history || !settings.persist {
+            return Err(ErrorCode::HistoryDisabled);
+        }
+        if session.histories.len() >= HISTORIES_PER_CONN_MAX {
+            return Err(ErrorCode::RateExceeded);
+        }
+        let bytes_max = if session.grant.shape == Shape::Mirrored {
+            HISTORY_PAGE_MIRRORED_BYTES_MAX
+        } else {
+            HISTORY_PAGE_BYTES_MAX
+        };
+        let page = page(request, bytes_max, &self.options.limits);
+        let place = session.histories_asked;
+        session.histories_asked += 1;
+        session.histories.push_back(HistorySlot {
+            place,
+            channel: channel.into(),
+            answer: None,
+        });
+        let channel = ChannelKey {
+            app: session.grant.app.clone(),
+            name: channel.into(),
+        };
+        self.ask_history(channel, page, conn, place);
+        Ok(())
+    }
+
+    pub(super) fn handle_history_page(
+        &mut self,
+        conn: ConnId,
+        place: u64,
+        answer: Result<StoreAnswer, StoreError>,
+        now: Now,
+    ) {
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
+        let shape = c.session.grant.shape;
+        let slot = c.session.histories.iter_mut().find(|h| h.place == place);
+        let Some(slot) = slot else { return };
+        let frame = self.encoder.text(|out| match page_of(answer) {
+            Ok((messages, has_more)) => {
+                write_history(out, &slot.channel, &messages, has_more, shape);
+            }
+            Err(code) => write_error(out, &code.into(), Some(&slot.channel), None),
+        });
+        slot.answer = Some(Rc::from(frame));
+        while let Some(c) = self.conns.open_mut(conn)
+            && c.session
+                .histories
+                .front()
+                .is_some_and(|h| h.answer.is_some())
+        {
+            if let Some(frame) = c.session.histories.pop_front().and_then(|h| h.answer) {
+                self.queue(conn, frame, now);
+            }
+        }
+    }
+}
+
+/// The page that a request asks for, within the limits (contract D17).
+pub fn page(request: PageRequest, bytes_max: usize, limits: &Limits) -> Page {
+    let limit = match request.limit {
+        Some(limit) if limit >= 1 => usize::try_from(limit)
+            .unwrap_or(usize::MAX)
+            .min(limits.history_page_max),
+        Some(_) | None => limits.history_page_default,
+    };
+    Page {
+        after_sequence: request.after_sequence,
+        before_sequence: request.before_sequence,
+        after_ms: request.after_ms,
+        before_ms: request.before_ms,
+        forward: request.forward,
+        limit,
+        ties_max: HISTORY_PAGE_TIES_MAX,
+        bytes_max,
+    }
+}
