@@ -141,9 +141,9 @@ pub struct Reconnect {
 /// timestamp it has received. At the end every client must have every acknowledged message of its channels,
 /// in order; messages sent again are allowed only where the contract allows them, and are counted.
 ///
-/// A token of that kind has one hole: a message with an earlier timestamp that was still on its way from
-/// another shard when the connection broke. Measure one shard, or let the server overlap
-/// (`history.recovery_overlap_ms`) and give the same `--overlap-ms` here.
+/// A token of that kind does not name a message with an earlier timestamp that was still on its way from
+/// another channel when the connection broke: a server that loses none sends some again that were
+/// accepted up to `--overlap-ms` earlier.
 #[derive(Args, Clone, Debug)]
 pub struct Churn {
     /// Clients that are cut and come back.
@@ -168,8 +168,8 @@ pub struct Churn {
     /// Longest time that a client stays away, in milliseconds; at least 1, below 2000.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..2000))]
     pub away_ms: u64,
-    /// The server's overlap: messages that may come again, in milliseconds below the token's timestamp.
-    #[arg(long, default_value_t = 0)]
+    /// Messages that may come again: accepted so many milliseconds before the token's timestamp.
+    #[arg(long, default_value_t = 1000)]
     pub overlap_ms: u64,
     /// Also cut clients whose resume is not complete. Only with one channel per client can such a client
     /// know what it has.

@@ -4,16 +4,16 @@
 //! [`Kind::Token`] resumes as the official SDKs do, with its channels and the highest timestamp it
 //! has received. That form has a hole of its own: a message accepted before that timestamp and
 //! delivered after the connection broke (because its commit was late, or because an earlier resume
-//! was cut) is behind the bound, and neither side can know. Those are excused and counted, but
-//! where there can be none: on one shard, with stored messages alone, no commit that was reported
-//! to have failed, and no replay cut off.
+//! was cut) is behind the bound. The server sends again what may have been delivered late; what is
+//! beyond that is excused and counted, but where there can be none: with stored messages alone, no
+//! commit that was reported to have failed, no replay cut off, and a commit in time.
 //! [`Kind::Since`] gives a position per channel, and nothing is excused.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
-use shardwire_proto::limits::HISTORIES_PER_CONN_MAX;
+use shardwire_proto::limits::{HISTORIES_PER_CONN_MAX, LATE_COMMIT_MS};
 
 use crate::book::{Book, at};
 use crate::support::World;
@@ -394,7 +394,10 @@ impl Sdk {
         let is_gone = stored.is_some_and(|s| sequence <= s.gone(book.now_ms) as u64);
         self.link.resume.as_ref().is_some_and(|r| {
             // Of the very last millisecond, what is gone is not counted as missed.
-            timestamp <= r.bound_ms && (!r.strict || (timestamp == r.bound_ms && is_gone))
+            let excused = !r.strict
+                || (timestamp == r.bound_ms && is_gone)
+                || timestamp + LATE_COMMIT_MS < r.bound_ms;
+            timestamp <= r.bound_ms && excused
         })
     }
 
