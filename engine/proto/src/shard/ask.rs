@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::store::Deferred;
+use super::lookup::Deferred;
 use super::{Output, Shard, Stats};
 use crate::error::{AdminClose, CloseCause, ErrorCode};
 use crate::ids::{ConnId, Now, RequestId, ShardId};

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Shard;
-use super::store::page_of;
+use super::lookup::page_of;
 use crate::auth::capability::Ops;
 use crate::channel_name;
 use crate::error::ErrorCode;

@@ -19,6 +19,7 @@ mod ask;
 mod conn;
 mod counters;
 mod history;
+mod lookup;
 mod publish;
 mod replay;
 mod store;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::store::Deferred;
+use super::lookup::Deferred;
 use super::{FLUSH_DUE_BYTES, FLUSH_DUE_FRAMES, Output, Shard};
 use crate::auth::capability::Ops;
 use crate::auth::key::{KeyKind, KeyRecord};
