@@ -177,7 +177,18 @@ impl Shard {
         let Some(channel) = self.home.get(slot) else {
             return;
         };
-        let LogState::Known(log) = &channel.log else {
+        let under_way = UnderWay::Append {
+            slot,
+            number: channel.number,
+            generation: self.store.generation,
+        };
+        let retention = channel.settings.retention;
+        self.push_op(slot, Change::Append { record, retention }, under_way);
+    }
+
+    fn push_op(&mut self, slot: u32, change: Change, under_way: UnderWay) {
+        let Some(LogState::Known(log)) = self.home.get(slot).map(|c| &c.log) else {
+            debug_assert!(false, "a channel whose log is not known is not changed");
             return;
         };
         let ticket = Ticket(self.store.next_ticket);
@@ -186,17 +197,9 @@ impl Shard {
             ticket,
             generation: self.store.generation,
             channel: log.channel.clone(),
-            change: Change::Append {
-                record,
-                retention: channel.settings.retention,
-            },
+            change,
         });
-        let change = UnderWay::Append {
-            slot,
-            number: channel.number,
-            generation: self.store.generation,
-        };
-        self.store.under_way.push_back((ticket, change));
+        self.store.under_way.push_back((ticket, under_way));
     }
 
     pub(super) fn store_generation(&self) -> u32 {
@@ -234,25 +237,14 @@ impl Shard {
         let Some(channel) = self.home.get(slot) else {
             return;
         };
-        let LogState::Known(log) = &channel.log else {
-            return;
-        };
-        let ticket = Ticket(self.store.next_ticket);
-        self.store.next_ticket += 1;
-        self.store.ops.push(StoreOp {
-            ticket,
-            generation: self.store.generation,
-            channel: log.channel.clone(),
-            change: Change::Clear,
-        });
-        let change = UnderWay::Clear {
+        let under_way = UnderWay::Clear {
             slot,
             number: channel.number,
             generation: self.store.generation,
             shard,
             request,
         };
-        self.store.under_way.push_back((ticket, change));
+        self.push_op(slot, Change::Clear, under_way);
     }
 
     pub(super) fn answer_clear(
