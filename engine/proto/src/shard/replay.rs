@@ -221,7 +221,7 @@ impl Shard {
                 from: ReplayFrom::Timestamp {
                     ms,
                     inclusive,
-                    late: overlap_ms == 0 && holder != Some(index),
+                    late: holder != Some(index),
                 },
                 purpose: Purpose::Resume,
             });

@@ -382,14 +382,43 @@ fn a_cleared_channel_tells_the_gap_to_those_who_have_one() {
 fn the_overlap_lowers_the_bound() {
     let options = Options {
         hello: false,
-        recovery_overlap_ms: 25,
+        recovery_overlap_ms: 220,
         ..Options::default()
     };
     let mut w = World::with(1, options, Chaos::default());
-    fill(&mut w, "a", 1..=9);
+    for n in 1..=9 {
+        fill(&mut w, "a", n * 10..=n * 10);
+    }
     let c = w.connect(0);
-    w.say(c, &resume(&["a"], at(8)));
-    assert_eq!(w.take(c)[1], "a#6 m6 replay");
+    w.say(c, &resume(&["a"], at(80)));
+    assert_eq!(w.take(c)[1], "a#6 m60 replay");
+}
+
+#[test]
+fn with_an_overlap_a_late_delivery_is_not_missed_either() {
+    let options = Options {
+        hello: false,
+        recovery_overlap_ms: 20,
+        ..Options::default()
+    };
+    let mut w = World::with(2, options, Chaos::default());
+    let (a, b) = (w.channel_at(0, 0), w.channel_at(1, 0));
+    fill(&mut w, &a, 1..=1);
+    fill(&mut w, &b, 2..=2);
+    let p = w.connect(0);
+    w.store.writer_hangs = true;
+    w.say(p, &publish(&a, "slow"));
+    w.advance_us(100_000);
+    let mut seen = publish(&b, "seen");
+    seen["persist"] = json!(false);
+    w.say(p, &seen);
+    let last_ts = w.unix_ms();
+    w.advance_us(20_000);
+    w.commit(usize::MAX, Outcome::Committed);
+    let c = w.connect(0);
+    w.say(c, &resume(&[&a, &b], last_ts));
+    let lines = w.take(c);
+    assert!(lines.contains(&format!("{a}#2 slow replay")), "{lines:?}");
 }
 
 #[test]

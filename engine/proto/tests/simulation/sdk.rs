@@ -6,7 +6,8 @@
 //! delivered after the connection broke (because its commit was late, or because an earlier resume
 //! was cut) is behind the bound. The server sends again what may have been delivered late; what is
 //! beyond that is excused and counted, but where there can be none: with stored messages alone, no
-//! commit that was reported to have failed, no replay cut off, and a commit in time.
+//! commit that was reported to have failed, no replay cut off, a commit in time, and the channel of
+//! the last message still among those resumed.
 //! [`Kind::Since`] gives a position per channel, and nothing is excused.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,6 +36,8 @@ pub struct Sdk {
     pub wanted: BTreeSet<String>,
     /// Highest timestamp received.
     last_ts: u64,
+    /// The channel of that message.
+    last_of: String,
     /// Next sequence and epoch of the channels it follows.
     places: BTreeMap<String, (u64, String)>,
     /// Nothing is excused at its next resume.
@@ -84,6 +87,7 @@ impl Sdk {
             conn: None,
             wanted: BTreeSet::new(),
             last_ts: 0,
+            last_of: String::new(),
             places: BTreeMap::new(),
             strict: false,
             link: Link::default(),
@@ -98,7 +102,7 @@ impl Sdk {
             let overlap = w.options.recovery_overlap_ms;
             self.link.resume = Some(Resuming {
                 bound_ms: self.last_ts.saturating_sub(overlap),
-                strict: self.strict,
+                strict: self.strict && self.wanted.contains(&self.last_of),
                 acknowledged: false,
             });
             for (channel, (expect, _)) in &self.places {
@@ -291,7 +295,10 @@ impl Sdk {
         book: &mut Book,
     ) {
         assert_eq!(frame["data"], json!([id]));
-        self.last_ts = self.last_ts.max(frame["timestamp"].as_u64().unwrap());
+        let timestamp = frame["timestamp"].as_u64().unwrap();
+        if timestamp > self.last_ts {
+            (self.last_ts, self.last_of) = (timestamp, channel.to_owned());
+        }
         let Some(sequence) = frame["sequence"].as_u64() else {
             assert!(self.link.ephemeral.insert(id.to_owned()), "{id} came twice");
             book.count("ephemeral");
@@ -393,10 +400,8 @@ impl Sdk {
         let timestamp = record.expect("what came later is stored").timestamp;
         let is_gone = stored.is_some_and(|s| sequence <= s.gone(book.now_ms) as u64);
         self.link.resume.as_ref().is_some_and(|r| {
-            // Of the very last millisecond, what is gone is not counted as missed.
-            let excused = !r.strict
-                || (timestamp == r.bound_ms && is_gone)
-                || timestamp + LATE_COMMIT_MS < r.bound_ms;
+            // What is gone is not known to have been late.
+            let excused = !r.strict || is_gone || timestamp + LATE_COMMIT_MS < r.bound_ms;
             timestamp <= r.bound_ms && excused
         })
     }
