@@ -56,8 +56,8 @@ pub enum ActiveState {
 #[derive(Debug)]
 pub struct Resume {
     pub last_ms: u64,
-    /// Those that are not queued yet.
-    pub channels: Vec<Arc<str>>,
+    /// Those that are not queued yet, with their index among all of the resume.
+    pub channels: Vec<(u32, Arc<str>)>,
     /// Counts of messages at `last_ms` that are still to come.
     pub counts_missing: usize,
     /// Those that have come, added up.
@@ -84,7 +84,7 @@ impl Catchup {
             || self
                 .resume
                 .as_ref()
-                .is_some_and(|r| r.channels.iter().any(|c| **c == *channel))
+                .is_some_and(|r| r.channels.iter().any(|(_, c)| **c == *channel))
     }
 
     /// Whether the channel's replay has begun: its `subscribed` was sent.

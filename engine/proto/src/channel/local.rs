@@ -219,14 +219,14 @@ impl LocalChannels {
     }
 
     /// Holds one message for every connection of an entry that is being brought up to date, but
-    /// `exclude`. Returns those for whom more than `bytes_max` is held by then.
+    /// `exclude`. Returns those for whom more than these bounds is held by then.
     pub fn hold_frame(
         &mut self,
         to: LocalRef,
         frame: &Frame,
         sequence: Option<u64>,
         exclude: Option<ConnId>,
-        bytes_max: usize,
+        (frames_max, bytes_max): (usize, usize),
     ) -> Vec<ConnId> {
         let mut too_slow = Vec::new();
         let Some(channel) = self.get_mut(to.slot) else {
@@ -238,7 +238,7 @@ impl LocalChannels {
             }
             holding.bytes += frame.len();
             holding.frames.push((sequence, frame.clone()));
-            if holding.bytes > bytes_max {
+            if holding.bytes > bytes_max || holding.frames.len() > frames_max {
                 too_slow.push(holding.conn);
             }
         }

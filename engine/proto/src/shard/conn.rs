@@ -228,6 +228,10 @@ impl Shard {
                 _ => write_close(&mut frame, cause.code(), cause.reason()),
             }
             self.queue(conn, Rc::from(frame), now);
+            if self.conns.open_mut(conn).is_none() {
+                // The frame was one too many for its outbox: it has ended as too slow.
+                return;
+            }
         }
         self.leave_all(conn, now);
         if let Some(c) = self.conns.get_mut(conn) {

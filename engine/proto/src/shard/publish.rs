@@ -487,7 +487,8 @@ impl Shard {
             self.delivered_us.push(accepted_us);
         }
         if is_holding {
-            let most = limits.outbox_bytes_max / 2;
+            // Half of an outbox, so that all of it fits behind a replay.
+            let most = (limits.outbox_frames_max / 2, limits.outbox_bytes_max / 2);
             let held = self.local.hold_frame(to, frame, sequence, exclude, most);
             too_slow.extend(held);
         }

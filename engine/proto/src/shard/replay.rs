@@ -125,7 +125,7 @@ impl Shard {
         let counted = overlap_ms == 0;
         catchup.resume = Some(Resume {
             last_ms: token.last_ms,
-            channels: channels.clone(),
+            channels: (0..).zip(channels.iter().cloned()).collect(),
             counts_missing: if counted { channels.len() } else { 0 },
             at_last_ms: 0,
             holder: None,
@@ -215,7 +215,7 @@ impl Shard {
         let inclusive = resume.at_last_ms > 1;
         // The one channel whose message has the last timestamp: of it the client has all before.
         let holder = resume.holder.filter(|_| resume.at_last_ms == 1);
-        for (index, channel) in (0..).zip(std::mem::take(&mut resume.channels)) {
+        for (index, channel) in std::mem::take(&mut resume.channels) {
             catchup.queue.push_back(Job {
                 channel,
                 from: ReplayFrom::Timestamp {
@@ -507,7 +507,7 @@ impl Shard {
         let concerned = catchup.concerns(channel);
         catchup.queue.retain(|j| &*j.channel != channel);
         if let Some(resume) = &mut catchup.resume {
-            resume.channels.retain(|c| **c != *channel);
+            resume.channels.retain(|(_, c)| **c != *channel);
         }
         let is_active = catchup
             .active

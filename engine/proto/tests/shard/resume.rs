@@ -144,6 +144,28 @@ fn a_message_accepted_before_and_delivered_after_the_last_one_seen_is_not_missed
 }
 
 #[test]
+fn a_late_delivery_is_not_missed_when_another_channel_is_left_while_the_resume_counts() {
+    let mut w = World::new(3);
+    let (a, b) = (w.channel_at(1, 0), w.channel_at(2, 0));
+    fill(&mut w, &a, 1..=1);
+    fill(&mut w, &b, 2..=2);
+    w.store.writer_hangs = true;
+    let p = w.connect(0);
+    w.say(p, &publish(&a, "slow"));
+    w.advance_us(20_000);
+    w.say(p, &publish(&b, "seen"));
+    let last_ts = w.unix_ms();
+    w.advance_us(20_000);
+    w.commit(usize::MAX, Outcome::Committed);
+    let c = w.connect(0);
+    w.send(c, &resume(&[&b, &a], last_ts));
+    w.send(c, &json!({"action": "unsubscribe", "channel": b}));
+    w.settle();
+    let lines = w.take(c);
+    assert!(lines.contains(&format!("{a}#2 slow replay")), "{lines:?}");
+}
+
+#[test]
 fn a_message_of_the_last_millisecond_that_is_on_its_way_to_the_store_is_not_missed() {
     for ring in [1 << 20, 0] {
         let mut w = world(2, Namespace::default(), ring);
