@@ -170,7 +170,8 @@ fn everybody_comes_back_after_a_drop() {
     );
 }
 
-const CHURN: &str = "churn -n 15 -c 6 -k 2 -p 2 --rate 600 --cut-rate 100 --away-ms 40 --overlap-ms 0 --key k";
+const CHURN: &str =
+    "churn -n 15 -c 6 -k 2 -p 2 --rate 600 --cut-rate 100 --away-ms 40 --overlap-ms 0 --key k";
 
 #[test]
 fn clients_that_are_cut_end_with_everything() {
