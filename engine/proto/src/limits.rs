@@ -23,8 +23,6 @@ pub const ENVELOPE_BYTES_MAX: usize = 2 * KIB;
 pub const INBOUND_MESSAGE_BYTES_MAX: usize = 128 * KIB;
 /// Bytes of one outbound message, not configurable: python and swift fail above 1 MiB and would loop.
 pub const OUTBOUND_MESSAGE_BYTES_MAX: usize = 900 * KIB;
-/// Outbound frames above this many bytes are counted: csharp reads into a buffer of 16 KiB.
-pub const OUTBOUND_FRAME_BYTES_WARN: usize = 16 * KIB;
 /// Nesting of objects and arrays in a JSON message: keeps a hostile message off the stack's end; serde_json's own bound.
 pub const JSON_DEPTH_MAX: usize = 128;
 

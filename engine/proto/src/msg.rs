@@ -50,12 +50,6 @@ impl Origin {
             Self::Conn { .. } | Self::Request { .. } => None,
         }
     }
-
-    pub fn shard(self) -> ShardId {
-        match self {
-            Self::Conn { shard, .. } | Self::Request { shard, .. } => shard,
-        }
-    }
 }
 
 /// A publish on its way to the home shard, checked but not yet ordered.

@@ -5,8 +5,6 @@
 
 use std::sync::Arc;
 
-use crate::ids::ShardId;
-
 /// One stored message. Shared by the ring of its home shard, the store's queue and replays.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -191,6 +189,3 @@ pub enum StoreError {
     /// It failed: disk full, unwritable, corrupt.
     Failed,
 }
-
-/// Where a shard's operations come from; for the store's books.
-pub type StoreClient = ShardId;

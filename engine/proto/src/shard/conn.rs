@@ -10,7 +10,6 @@ use crate::auth::is_valid_client_id;
 use crate::auth::key::KeyRecord;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now};
-use crate::msg::LocalRef;
 use crate::session::{ConnState, Grant, Session};
 use crate::url::{Query, Target};
 use crate::wire::wsocket::{Request, parse_request, write_connected, write_error, write_pong};
@@ -326,12 +325,6 @@ impl Shard {
             self.local.stop_waiting(subscription.channel, conn);
             self.leave(subscription, now);
         }
-    }
-
-    /// The entry at a local reference, for tests and the simulator.
-    #[doc(hidden)]
-    pub fn local_subscribers(&self, to: LocalRef) -> usize {
-        self.local.resolve(to).map_or(0, |c| c.subscribers().len())
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
 use super::resume::floor_ms;
-use super::wsocket::{PageRequest, parse_direction, payload_json};
+use super::wsocket::{PageRequest, parse_direction, payload_json, string, wrong_field};
 use crate::auth::is_valid_client_id;
 use crate::error::{AdminClose, CloseCause, ErrorCode, ProtocolError};
 use crate::limits::CHANNEL_NAME_BYTES_MAX;
@@ -402,15 +402,7 @@ fn optional_text<'a>(
     raw: Option<&'a RawValue>,
     wrong: &'static str,
 ) -> Result<Option<Cow<'a, str>>, ProtocolError> {
-    let Some(json) = raw.map(RawValue::get) else {
-        return Ok(None);
-    };
-    let plain: Result<&'a str, _> = serde_json::from_str(json);
-    plain
-        .map(Cow::Borrowed)
-        .or_else(|_| serde_json::from_str(json).map(Cow::Owned))
-        .map(Some)
-        .map_err(|_| wrong_field(wrong))
+    string(raw).map_err(|()| wrong_field(wrong))
 }
 
 fn required_text<'a>(
@@ -507,10 +499,6 @@ fn parse_cursor(text: &str) -> Result<String, ProtocolError> {
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .filter(|name| name.len() <= CHANNEL_NAME_BYTES_MAX)
         .ok_or_else(|| wrong_field("`cursor` is not one that a reply has given"))
-}
-
-fn wrong_field(text: &'static str) -> ProtocolError {
-    ProtocolError::with_text(ErrorCode::BadField, text)
 }
 
 fn not_json(text: &'static str) -> ProtocolError {

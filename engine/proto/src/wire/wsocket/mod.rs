@@ -12,6 +12,7 @@ mod request;
 
 pub use frames::*;
 pub use request::*;
+pub(super) use request::{string, wrong_field};
 
 use serde_json::value::RawValue;
 

@@ -253,7 +253,7 @@ fn value(raw: Option<&RawValue>) -> Option<Value> {
     raw.map(|raw| serde_json::from_str(raw.get()).unwrap_or(Value::Bool(false)))
 }
 
-fn wrong_field(text: &'static str) -> ProtocolError {
+pub(in crate::wire) fn wrong_field(text: &'static str) -> ProtocolError {
     ProtocolError::with_text(ErrorCode::BadField, text)
 }
 
@@ -273,7 +273,7 @@ fn is_object(payload: &str) -> bool {
 }
 
 /// The value of a raw JSON string; borrowed where it has no escape.
-fn string(raw: Option<&RawValue>) -> Result<Option<Cow<'_, str>>, ()> {
+pub(in crate::wire) fn string(raw: Option<&RawValue>) -> Result<Option<Cow<'_, str>>, ()> {
     let Some(raw) = raw else { return Ok(None) };
     let text = raw.get();
     if let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"'))
