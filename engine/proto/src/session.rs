@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::auth::capability::{Capabilities, Ops};
 use crate::auth::key::KeyRecord;
 use crate::catchup::Catchup;
 use crate::channel::local::Subscription;
@@ -18,12 +19,23 @@ use crate::url::Shape;
 pub struct Grant {
     pub app: Arc<str>,
     pub key: Arc<KeyRecord>,
+    /// What the client may do, compiled once.
+    pub capabilities: Capabilities,
     /// Identity (contract D8).
     pub client_id: Arc<str>,
+    /// The client id is not this connection's alone: it may come back on another one.
+    pub named: bool,
     /// The connection gets its own messages (contract D15).
     pub echo: bool,
     /// Form of presence and history frames (contract D21).
     pub shape: Shape,
+}
+
+impl Grant {
+    /// Whether every operation of `ops` is granted on `channel`.
+    pub fn permits(&self, channel: &str, ops: Ops) -> bool {
+        self.capabilities.permits(channel, ops)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,7 +58,7 @@ impl Shard {
         }
         let query = Query::parse(query)?;
         let key = self.authenticate(query.key.as_deref(), query.token.as_deref(), bearer)?;
-        let client_id = match query.client_id {
+        let (client_id, named) = match query.client_id {
             Some(id) if self.options.self_asserted_ids => {
                 if !is_valid_client_id(&id) {
                     return Err(ProtocolError::with_text(
@@ -66,14 +66,16 @@ impl Shard {
                         "`clientId` must be 1 to 128 bytes without control characters",
                     ));
                 }
-                id.into()
+                (id.into(), true)
             }
-            _ => anonymous_id(random),
+            _ => (anonymous_id(random), false),
         };
         Ok(Grant {
             app: self.intern(&key.app),
+            capabilities: key.capabilities.clone(),
             key,
             client_id,
+            named,
             echo: query.echo,
             shape: query.shape,
         })

@@ -52,12 +52,7 @@ impl Shard {
             return Ok(());
         };
         let session = &mut c.session;
-        if !session
-            .grant
-            .key
-            .capabilities
-            .permits(channel, Ops::HISTORY)
-        {
+        if !session.grant.permits(channel, Ops::HISTORY) {
             return Err(ErrorCode::NotPermitted);
         }
         if !settings.history || !settings.persist {

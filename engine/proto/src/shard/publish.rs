@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::lookup::Deferred;
 use super::{FLUSH_DUE_BYTES, FLUSH_DUE_FRAMES, Output, Shard};
-use crate::auth::capability::Ops;
+use crate::auth::capability::{Capabilities, Ops};
 use crate::auth::key::{KeyKind, KeyRecord};
 use crate::channel::home::{Draft, Ordered};
 use crate::channel::log::Pending;
@@ -60,8 +60,9 @@ impl Shard {
         };
         let grant = &c.session.grant;
         let (app, key, echo) = (grant.app.clone(), grant.key.clone(), grant.echo);
+        let capabilities = grant.capabilities.clone();
         let publisher = grant.client_id.clone();
-        let checked = self.check_publish(&key, item).and_then(|()| {
+        let checked = self.check_publish(&capabilities, item).and_then(|()| {
             if self.acquire_rate(conn, &key, now) {
                 Ok(())
             } else {
@@ -104,7 +105,7 @@ impl Shard {
             item: item_index,
         };
         let routed = self
-            .check_publish(key, item)
+            .check_publish(&key.capabilities, item)
             .and_then(|()| self.check_size(item))
             .and_then(|()| {
                 let publisher = item.client_id.as_deref().unwrap_or("server");
@@ -120,9 +121,13 @@ impl Shard {
         }
     }
 
-    fn check_publish(&self, key: &KeyRecord, item: &PublishItem<'_>) -> Result<(), ErrorCode> {
+    fn check_publish(
+        &self,
+        capabilities: &Capabilities,
+        item: &PublishItem<'_>,
+    ) -> Result<(), ErrorCode> {
         channel_name::validate(&item.channel, self.options.utf8_channel_names)?;
-        if !key.capabilities.permits(&item.channel, Ops::PUBLISH) {
+        if !capabilities.permits(&item.channel, Ops::PUBLISH) {
             return Err(ErrorCode::NotPermitted);
         }
         Ok(())

@@ -46,13 +46,13 @@ impl Shard {
         let Some(c) = self.conns.open_mut(conn) else {
             return Ok(());
         };
-        let capabilities = &c.session.grant.key.capabilities;
-        if !capabilities.permits(channel, Ops::SUBSCRIBE) {
+        let grant = &c.session.grant;
+        if !grant.permits(channel, Ops::SUBSCRIBE) {
             return Err(ErrorCode::NotPermitted);
         }
         let (from, purpose) = match from {
             SubscribeFrom::Rewind(count) => {
-                if !capabilities.permits(channel, Ops::HISTORY) {
+                if !grant.permits(channel, Ops::HISTORY) {
                     return Err(ErrorCode::NotPermitted);
                 }
                 if !settings.history {
@@ -149,13 +149,10 @@ impl Shard {
         if before >= self.options.limits.resume_channels_max {
             return Err(ErrorCode::ChannelLimit);
         }
-        let permitted = self.conns.open_mut(conn).is_some_and(|c| {
-            c.session
-                .grant
-                .key
-                .capabilities
-                .permits(name, Ops::SUBSCRIBE)
-        });
+        let permitted = self
+            .conns
+            .open_mut(conn)
+            .is_some_and(|c| c.session.grant.permits(name, Ops::SUBSCRIBE));
         if permitted {
             Ok(())
         } else {

@@ -43,7 +43,7 @@ impl Shard {
             return Ok(());
         };
         let grant = &c.session.grant;
-        if !grant.key.capabilities.permits(channel, Ops::SUBSCRIBE) {
+        if !grant.permits(channel, Ops::SUBSCRIBE) {
             return Err(ErrorCode::NotPermitted);
         }
         let app = grant.app.clone();
