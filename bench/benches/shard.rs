@@ -129,7 +129,7 @@ impl Dry {
         random[..4].copy_from_slice(&n.to_le_bytes());
         let target = format!("/?key={KEY}");
         let grant = self.shard.authorize(&target, None, None, random).unwrap();
-        self.shard.open(grant, b"", random, self.now)
+        self.shard.open(grant, b"", self.now)
     }
 
     /// One message of a client and the turn that it makes; the number of frames that left.

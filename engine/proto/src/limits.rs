@@ -34,6 +34,12 @@ pub const CLIENT_ID_BYTES_MAX: usize = 128;
 pub const MESSAGE_ID_BYTES_MAX: usize = 128;
 /// Channels one connection may be subscribed to.
 pub const CHANNELS_PER_CONN_MAX: usize = 256;
+/// Bytes of an app's or a key's id.
+pub const APP_ID_BYTES_MAX: usize = 64;
+/// Bytes of a name that is for people, and of a `jti`.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Namespaces of one app: a channel that comes into use looks through them.
+pub const APP_NAMESPACES_MAX: usize = 64;
 /// Patterns in one capability map: each check looks at all of them.
 pub const CAPABILITY_PATTERNS_MAX: usize = 256;
 

@@ -48,6 +48,8 @@ pub enum ConnState {
 #[derive(Debug)]
 pub struct Session {
     pub grant: Grant,
+    /// Unix time, ms.
+    pub opened_ms: u64,
     /// Publishes of this connection.
     pub rate: RateWindow,
     /// Malformed messages in the minute that began at `malformed_since_ms`.

@@ -98,8 +98,7 @@ async fn decide<C: Core>(
         }
     };
     let Ok((grant, accept)) = granted else { return };
-    let random = sys::random();
-    let conn = runtime.with(|core, now| core.open(grant, &accept, random, now));
+    let conn = runtime.with(|core, now| core.open(grant, &accept, now));
     let early = bytes.split_at_mut(len).1;
     ConnTask::start(runtime, stream, conn, occupied, early);
 }

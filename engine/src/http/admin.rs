@@ -146,7 +146,11 @@ async fn stats(server: &Server) -> Vec<(ShardId, Box<Stats>)> {
     let mut stats: Vec<_> = answers
         .filter_map(|(shard, answer)| match answer {
             Answer::Stats(stats) => Some((shard, stats)),
-            Answer::Channels(_) | Answer::Channel { .. } | Answer::Count(_) => None,
+            Answer::Channels(_)
+            | Answer::Channel { .. }
+            | Answer::Count(_)
+            | Answer::Connections(_)
+            | Answer::Connection(_) => None,
         })
         .collect();
     stats.sort_unstable_by_key(|(shard, _)| *shard);

@@ -36,7 +36,7 @@ pub trait Core: Sized + 'static {
         random: [u8; 16],
     ) -> Result<Self::Grant, ProtocolError>;
     /// Makes a connection whose first bytes are `accept`, the handshake's answer.
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId;
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId;
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now);
     fn close(&mut self, conn: ConnId, cause: CloseCause, now: Now);
     fn is_open(&self, conn: ConnId) -> bool;
@@ -98,8 +98,8 @@ impl Core for Shard {
         )
     }
 
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
-        Shard::open(self, grant, accept, random, now)
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId {
+        Shard::open(self, grant, accept, now)
     }
 
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now) {

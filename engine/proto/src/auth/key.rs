@@ -123,6 +123,7 @@ impl<'de> Deserialize<'de> for KeyHash {
 
 /// What is stored about a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct KeyRecord {
     /// Names the key without revealing it.
     pub id: String,
@@ -139,6 +140,43 @@ pub struct KeyRecord {
     /// Refused with [`ErrorCode::Disabled`] while true.
     #[serde(default)]
     pub disabled: bool,
+    /// For people.
+    #[serde(default)]
+    pub name: String,
+    /// Unix time, ms; 0: before it was noted.
+    #[serde(default)]
+    pub created_ms: u64,
+    /// Unix time in ms from which on it is refused like a disabled one, if ever: the end of a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+/// A key as it is listed: by its first characters, without its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    /// As in [`KeyRecord`], and so are the others.
+    pub id: String,
+    /// The app.
+    pub app: String,
+    /// For people.
+    pub name: String,
+    /// Who it is for.
+    pub kind: KeyKind,
+    /// The key's first characters.
+    pub prefix: String,
+    /// What it grants.
+    pub capabilities: Capabilities,
+    /// Whether it is disabled.
+    pub disabled: bool,
+    /// Unix time, ms.
+    pub created_ms: u64,
+    /// Unix time, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// Unix time in ms of its last use, to about a minute; absent: unused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used_ms: Option<u64>,
 }
 
 impl KeyRecord {
@@ -165,7 +203,33 @@ impl KeyRecord {
             prefix,
             capabilities: grants,
             disabled: false,
+            name: String::new(),
+            created_ms: 0,
+            expires_ms: None,
         })
+    }
+
+    /// What may be shown of it.
+    #[must_use]
+    pub fn info(&self, last_used_ms: Option<u64>) -> KeyInfo {
+        KeyInfo {
+            id: self.id.clone(),
+            app: self.app.clone(),
+            name: self.name.clone(),
+            kind: self.kind,
+            prefix: self.prefix.clone(),
+            capabilities: self.capabilities.clone(),
+            disabled: self.disabled,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+            last_used_ms,
+        }
+    }
+
+    /// Whether it may be used at `now_ms`.
+    #[must_use]
+    pub fn is_valid(&self, now_ms: u64) -> bool {
+        !self.disabled && self.expires_ms.is_none_or(|end| now_ms < end)
     }
 
     /// Whether the key grants every operation of `ops` on `channel`.

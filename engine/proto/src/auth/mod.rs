@@ -1,13 +1,18 @@
-//! Who may do what: API keys and capabilities per channel.
+//! Who may do what: apps, API keys, tokens, capabilities per channel, and revocations.
 //!
-//! Holds no secrets beyond hashes, makes no random numbers and looks nothing up outside what it is given. Where keys
-//! are stored, and which credential a request presents, is decided elsewhere.
+//! Holds no secrets beyond hashes and the signing keys' own, makes no random numbers and looks nothing up outside what
+//! it is given. Where all of it is stored is decided elsewhere.
 //!
 //! Invariants: what is not granted is refused; an unreadable grant is an error, never a smaller or larger grant.
 
+pub mod app;
 pub mod capability;
+pub mod change;
 pub mod key;
 mod ops;
+pub mod registry;
+pub mod revocation;
+pub mod signing;
 
 use crate::limits::CLIENT_ID_BYTES_MAX;
 

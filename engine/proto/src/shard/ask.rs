@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::lookup::Deferred;
 use super::{Output, Shard, Stats};
 use crate::error::{AdminClose, CloseCause, ErrorCode};
-use crate::ids::{ConnId, Now, RequestId, ShardId};
-use crate::msg::{Answer, Query, ShardMsg};
-use crate::session::ConnState;
+use crate::ids::{ConnId, ConnName, Now, RequestId, ShardId};
+use crate::msg::{Answer, ConnInfo, Query, ShardMsg};
+use crate::session::{Conn, ConnState};
 use crate::wire::wsocket::write_unsubscribed;
 
 impl Shard {
@@ -96,6 +96,15 @@ impl Shard {
             Query::Unsubscribe { client_id, channel } => {
                 Answer::Count(self.unsubscribe_client(app, client_id, channel, now))
             }
+            Query::Connections {
+                client_id,
+                after,
+                limit,
+            } => Answer::Connections(self.list_conns(app, client_id.as_deref(), *after, *limit)),
+            Query::Connection { name } => Answer::Connection(self.describe_conn(app, *name)),
+            Query::End { name, code, reason } => {
+                Answer::Count(self.end_conn(app, *name, *code, reason, now))
+            }
             Query::Stats => Answer::Stats(Box::new(self.stats())),
         }
     }
@@ -155,6 +164,82 @@ impl Shard {
         }
     }
 
+    fn list_conns(
+        &self,
+        app: &Arc<str>,
+        client_id: Option<&str>,
+        after: Option<ConnName>,
+        limit: usize,
+    ) -> Vec<ConnInfo> {
+        let open = self.conns.iter().filter(|(id, c)| {
+            let name = self.name_of(*id);
+            let grant = &c.session.grant;
+            c.state == ConnState::Open
+                && grant.app == *app
+                && client_id.is_none_or(|wanted| *grant.client_id == *wanted)
+                && after.is_none_or(|after| name.place() > after.place())
+        });
+        open.take(limit)
+            .map(|(id, c)| self.conn_info(id, c))
+            .collect()
+    }
+
+    fn describe_conn(&self, app: &Arc<str>, name: ConnName) -> Option<Box<ConnInfo>> {
+        let conn = self.conn_named(app, name)?;
+        let mut info = self.conn_info(name.conn, conn);
+        let channels = conn.subscriptions.iter();
+        let names =
+            channels.filter_map(|s| self.local.get(s.channel).map(|c| (&*c.key.name).into()));
+        info.channels = Some(names.collect());
+        Some(Box::new(info))
+    }
+
+    fn end_conn(
+        &mut self,
+        app: &Arc<str>,
+        name: ConnName,
+        code: u16,
+        reason: &str,
+        now: Now,
+    ) -> usize {
+        if self.conn_named(app, name).is_none() {
+            return 0;
+        }
+        self.close(name.conn, admin_cause(code, reason), now);
+        1
+    }
+
+    fn conn_named(&self, app: &Arc<str>, name: ConnName) -> Option<&Conn> {
+        let conn = self
+            .conns
+            .get(name.conn)
+            .filter(|_| name.shard == self.id)?;
+        (conn.state == ConnState::Open && conn.session.grant.app == *app).then_some(conn)
+    }
+
+    /// What a connection of this shard is called outside of it.
+    pub(super) fn name_of(&self, conn: ConnId) -> ConnName {
+        ConnName {
+            shard: self.id,
+            conn,
+        }
+    }
+
+    fn conn_info(&self, id: ConnId, conn: &Conn) -> ConnInfo {
+        let session = &conn.session;
+        ConnInfo {
+            id: self.name_of(id),
+            client_id: (&*session.grant.client_id).into(),
+            key_id: Some(session.grant.key.id.as_str().into()),
+            kid: None,
+            connected_ms: session.opened_ms,
+            remote: None,
+            subscriptions: conn.subscriptions.len(),
+            outbox_bytes: conn.outbox.bytes(),
+            channels: None,
+        }
+    }
+
     fn disconnect_client(
         &mut self,
         app: &Arc<str>,
@@ -163,8 +248,7 @@ impl Shard {
         reason: &str,
         now: Now,
     ) -> usize {
-        let cause = AdminClose::new(code, reason)
-            .map_or(CloseCause::EndedByAdmin, |c| CloseCause::Admin(Box::new(c)));
+        let cause = admin_cause(code, reason);
         let conns = self.conns_of(app, client_id);
         for conn in &conns {
             self.close(*conn, cause.clone(), now);
@@ -208,4 +292,10 @@ impl Shard {
             .map(|(id, _)| id)
             .collect()
     }
+}
+
+/// The cause a caller has chosen; where it may not be chosen, an administrator's.
+fn admin_cause(code: u16, reason: &str) -> CloseCause {
+    AdminClose::new(code, reason)
+        .map_or(CloseCause::EndedByAdmin, |c| CloseCause::Admin(Box::new(c)))
 }

@@ -107,15 +107,13 @@ impl Shard {
     }
 
     /// Makes a connection of a grant and greets it: its first bytes are `accept`, the handshake's
-    /// answer, so that both leave in one send. `random` names it.
-    pub fn open(&mut self, grant: Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
-        let hello = self
-            .options
-            .hello
-            .then(|| (BASE64URL_NOPAD.encode(&random), grant.client_id.clone()));
+    /// answer, so that both leave in one send.
+    pub fn open(&mut self, grant: Grant, accept: &[u8], now: Now) -> ConnId {
+        let hello = self.options.hello.then(|| grant.client_id.clone());
         let conn = self.conns.insert(
             Session {
                 grant,
+                opened_ms: now.unix_ms,
                 rate: Default::default(),
                 malformed: 0,
                 malformed_since_ms: now.mono_ms(),
@@ -130,7 +128,8 @@ impl Shard {
         self.counters.opened += 1;
         self.wheel.schedule(conn, now.mono_s() + self.heartbeat_s());
         self.queue(conn, Rc::from(accept), now);
-        if let Some((id, client_id)) = hello {
+        if let Some(client_id) = hello {
+            let id = self.name_of(conn).to_string();
             self.reply(conn, now, |out| {
                 write_connected(out, &id, &client_id, now.unix_ms);
             });

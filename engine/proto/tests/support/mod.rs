@@ -209,7 +209,7 @@ impl World {
         let mut random = [0; 16];
         random[..8].copy_from_slice(&(client as u64).to_le_bytes());
         let granted = self.shards[shard].authorize(&format!("/?{query}"), None, None, random);
-        let conn = self.shards[shard].open(granted.unwrap(), b"", random, now);
+        let conn = self.shards[shard].open(granted.unwrap(), b"", now);
         self.clients.push(Client::new(shard, conn));
         self.by_conn.insert((shard, conn), client);
         self.carry(shard);

@@ -83,6 +83,7 @@ impl Node {
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
                 store: Some(for_shard),
+                registry: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
