@@ -25,6 +25,8 @@ use signal_hook::iterator::Signals;
 use socket2::Socket;
 
 use crate::config::Config;
+use crate::http::AdminStart;
+use crate::keys;
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
@@ -66,6 +68,8 @@ pub enum RunError {
     Signals(io::Error),
     /// The store of messages cannot be used.
     Store(String),
+    /// The admin token cannot be read.
+    AdminToken(String),
 }
 
 impl fmt::Display for RunError {
@@ -81,6 +85,7 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
     }
 }
@@ -108,9 +113,18 @@ pub fn run(
     let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
     let store = store::start(storage, &config.store, inboxes)
         .map_err(|error| RunError::Store(error.to_string()))?;
+    let token = keys::read_admin_token(&config.data_dir)
+        .map_err(|error| RunError::AdminToken(error.to_string()))?;
+    let admin_start = AdminStart {
+        token,
+        config: Arc::new(config.clone()),
+        listen,
+        admin,
+    };
     let sockets = Sockets {
         listeners,
         admin: admin_listeners,
+        admin_start,
     };
     let shards = start_shards(&config, keys, sockets, &store, replies)?;
     on_ready(&Ready { listen, admin });
@@ -160,6 +174,7 @@ fn bind_all(
 struct Sockets {
     listeners: Vec<Socket>,
     admin: Vec<Socket>,
+    admin_start: AdminStart,
 }
 
 /// A running shard as the main thread sees it.
@@ -183,6 +198,7 @@ fn start_shards(
     let Sockets {
         listeners,
         mut admin,
+        admin_start,
     } = sockets;
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let keys = Arc::new(KeyRing::new(keys));
@@ -206,6 +222,7 @@ fn start_shards(
             cors_origins: config.http.cors_origins.clone(),
             listener,
             admin: admin.pop(),
+            admin_start: admin_start.clone(),
             store: store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
@@ -284,12 +301,14 @@ fn apply(shards: &Shards, config: &Config, keys: Vec<KeyRecord>) {
     crate::log::set_level(config.log.level);
     let keys = Arc::new(KeyRing::new(keys));
     let options = Arc::new(options(config));
+    let config = Arc::new(config.clone());
     for shard in &shards.running {
         order(
             shard,
             Control::Reconfigure {
                 keys: keys.clone(),
                 options: options.clone(),
+                config: config.clone(),
             },
         );
     }

@@ -152,7 +152,7 @@ pub enum Query {
     /// Takes a client id's connections out of a channel.
     Unsubscribe { client_id: String, channel: String },
     /// Open connections of the app, of one client id or all, after this one, at most so many, in
-    /// the order of [`ConnName::place`].
+    /// the order of [`ConnName::place`]. For this and the next two an empty app stands for any.
     Connections {
         client_id: Option<String>,
         after: Option<ConnName>,
@@ -176,6 +176,7 @@ pub enum Query {
 pub struct ConnInfo {
     #[serde(serialize_with = "as_text")]
     pub id: ConnName,
+    pub app: Box<str>,
     pub client_id: Box<str>,
     /// The API key it came with.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
 use shardwire_proto::auth::capability::Ops;
 use shardwire_proto::auth::is_valid_client_id;
-use shardwire_proto::auth::key::{KeyKind, KeyRecord};
+use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
 use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
@@ -110,6 +111,18 @@ impl Routes {
         Self(router)
     }
 
+    /// The paths below `/admin/apps/{app}` that [`answer_for_app`] serves, with their methods.
+    #[cfg(test)]
+    pub(super) fn for_app() -> impl Iterator<Item = (String, &'static str)> {
+        Resource::PATHS.into_iter().flat_map(|(path, resource)| {
+            let path = format!("/admin/apps/{{app}}{path}");
+            resource
+                .calls
+                .iter()
+                .map(move |(method, _)| (path.clone(), *method))
+        })
+    }
+
     /// Finds the call that a request makes.
     fn find(&self, method: &Method, path: &str) -> Result<Call, Refusal> {
         let matched = self.0.at(path).map_err(|_| ErrorCode::NotFound)?;
@@ -165,17 +178,52 @@ pub(super) async fn answer(
         key: &key,
         idempotency_key: idempotency_key.as_deref(),
     };
-    let reply = match call.endpoint {
-        Endpoint::PublishTo => caller.publish_to(&call.channel, &body).await,
-        Endpoint::History => caller.history(&call.channel, target.query).await,
-        Endpoint::Clear => caller.clear(&call.channel).await,
-        Endpoint::Publish => caller.publish(&body).await,
-        Endpoint::Channels => caller.list_channels(target.query).await,
-        Endpoint::Channel => caller.describe_channel(&call.channel).await,
-        Endpoint::Disconnect => caller.disconnect(call.client, &body).await,
-        Endpoint::Unsubscribe => caller.unsubscribe(call.client, &body).await,
-    }?;
-    Ok(json(reply))
+    caller.answer(call, target.query, &body).await
+}
+
+/// Serves to the operator what the public API serves of one app: `path` is `/admin/apps/{app}/…` where that has
+/// `/api/admin/apps/{app}/…`.
+pub(super) async fn answer_for_app(
+    head: &Parts,
+    path: &str,
+    query: &str,
+    body: Incoming,
+    server: &Server,
+    pace: &Pace,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let call = server
+        .http
+        .routes
+        .find(&head.method, &format!("/api{path}"))?;
+    let registry = server.settings.registry.as_ref();
+    let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
+    let app = snapshot.app(&call.app).ok_or(ErrorCode::NotFound)?;
+    let key = operator_key(&app.id)?;
+    let idempotency_key = idempotency_key(&head.headers)?;
+    let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
+    let body = match head.method {
+        Method::POST => read_body(body, body_max, pace).await?,
+        _ => Bytes::new(),
+    };
+    let caller = Caller {
+        server,
+        key: &key,
+        idempotency_key: idempotency_key.as_deref(),
+    };
+    caller.answer(call, query, &body).await
+}
+
+/// What stands for the operator where a server key's rights are asked for: every right in the app. No key has its hash.
+fn operator_key(app: &str) -> Result<KeyRecord, ErrorCode> {
+    let grants = default_capabilities(KeyKind::Server);
+    let unused = "operator-0000000";
+    KeyRecord::new(
+        "operator".into(),
+        app.into(),
+        KeyKind::Server,
+        unused,
+        grants,
+    )
 }
 
 impl Call {
@@ -256,6 +304,25 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
+    async fn answer(
+        &self,
+        call: Call,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let reply = match call.endpoint {
+            Endpoint::PublishTo => self.publish_to(&call.channel, body).await,
+            Endpoint::History => self.history(&call.channel, query).await,
+            Endpoint::Clear => self.clear(&call.channel).await,
+            Endpoint::Publish => self.publish(body).await,
+            Endpoint::Channels => self.list_channels(query).await,
+            Endpoint::Channel => self.describe_channel(&call.channel).await,
+            Endpoint::Disconnect => self.disconnect(call.client, body).await,
+            Endpoint::Unsubscribe => self.unsubscribe(call.client, body).await,
+        }?;
+        Ok(json(reply))
+    }
+
     async fn publish_to(&self, channel: &str, body: &[u8]) -> Reply {
         let request = parse_messages(body, channel, self.idempotency_key, self.batch_max())?;
         self.publish_all(&request).await

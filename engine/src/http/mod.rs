@@ -32,7 +32,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
-pub use self::admin::{AdminSettings, serve_admin};
+pub use self::admin::{AdminSettings, AdminStart, serve_admin};
 use self::cors::Cors;
 use self::io::Io;
 use self::pace::{Pace, Watchdog};

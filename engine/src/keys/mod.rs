@@ -7,6 +7,8 @@
 mod data_dir;
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use shardwire_proto::auth::key::{
@@ -243,6 +245,14 @@ fn ensure_admin_token(dir: &DataDir) -> Result<(), DataError> {
     let mut token = generate_key("at_", &random());
     token.push('\n');
     dir.write(ADMIN_TOKEN_FILE, token.as_bytes())
+}
+
+/// The admin token of a data folder that was opened.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_admin_token(data_dir: &Path) -> io::Result<String> {
+    std::fs::read_to_string(data_dir.join(ADMIN_TOKEN_FILE)).map(|text| text.trim().to_owned())
 }
 
 fn random() -> [u8; 24] {

@@ -1,6 +1,5 @@
 //! What one shard's thread does from its start to its end.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -14,8 +13,9 @@ use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::config::Config;
 use crate::conn::head::read_head_by;
-use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
@@ -34,6 +34,7 @@ pub(super) struct Plan {
     pub(super) listener: Socket,
     /// The admin listener, on the first shard.
     pub(super) admin: Option<Socket>,
+    pub(super) admin_start: AdminStart,
     pub(super) store: StoreHandle,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
@@ -51,6 +52,7 @@ pub(super) enum Control {
     Reconfigure {
         keys: Arc<KeyRing>,
         options: Arc<Options>,
+        config: Arc<Config>,
     },
     /// Accept no more and end connections, so many a second.
     Drain {
@@ -100,10 +102,9 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(tick(server.clone())).detach();
     let accepting =
         glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
-    let admin = Rc::new(AdminSettings {
-        shards,
-        stage: Cell::new(Stage::Serving),
-    });
+    let started_ms = server.now().unix_ms;
+    let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
+    let admin = Rc::new(admin);
     if let Some(listener) = plan.admin {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
@@ -113,7 +114,12 @@ pub(super) async fn run(plan: Plan) {
     let mut accepting = Some(accepting);
     loop {
         match plan.orders.recv().await {
-            Control::Reconfigure { keys, options } => {
+            Control::Reconfigure {
+                keys,
+                options,
+                config,
+            } => {
+                *admin.config.borrow_mut() = config;
                 server.with(|shard, _| shard.reconfigure(keys, (*options).clone()));
             }
             Control::Drain { rate, deadline } => {
@@ -136,6 +142,9 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
         let (server, settings) = (server.clone(), settings.clone());
         match listener.accept().await {
             Ok(mut stream) => glommio::spawn_local(async move {
+                let Some(_place) = settings.occupy() else {
+                    return;
+                };
                 let deadline = server.settings.handshake_deadline;
                 if let Some(head) = read_head_by(&server, &mut stream, deadline).await {
                     serve_admin(stream, head, server, settings).await;

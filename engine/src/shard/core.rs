@@ -62,6 +62,8 @@ pub trait Core: Sized + 'static {
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
     fn note_io(&mut self, io: IoCounts);
+    /// Takes note of the CPU time of the thread, us.
+    fn note_cpu(&mut self, _us: u64) {}
 
     /// Serves a connection that began with a request other than an upgrade; `head` is what was
     /// read of it.
@@ -216,6 +218,10 @@ impl Core for Shard {
         counters.bytes_sent += io.bytes_sent;
         counters.sends_blocked += io.sends_blocked;
         counters.heads_failed += io.heads_failed;
+    }
+
+    fn note_cpu(&mut self, us: u64) {
+        self.counters_mut().cpu_us = us;
     }
 
     fn serve_http(

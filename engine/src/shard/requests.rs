@@ -15,7 +15,8 @@ use shardwire_proto::msg::{Answer, Published, Query};
 use shardwire_proto::record::{Page, Record};
 use shardwire_proto::shard::{PublishItem, Shard};
 
-use super::ShardRuntime;
+use super::{Core, ShardRuntime};
+use crate::sys;
 
 /// A publish over HTTP is answered by then; what a stuck shard has not confirmed is reported as
 /// unavailable (and may yet be delivered: retry with the same id).
@@ -184,7 +185,10 @@ impl ShardRuntime<Shard> {
     pub async fn ask(&self, app: &str, query: Query) -> Vec<(ShardId, Answer)> {
         let shards = self.lanes.borrow().len().max(1);
         let request = self.requests.begin(0, shards);
-        self.with(|shard, now| shard.ask(app, request, query, now));
+        self.with(|shard, now| {
+            shard.note_cpu(sys::thread_cpu_us());
+            shard.ask(app, request, query, now)
+        });
         self.requests
             .wait(request, ASK_DEADLINE)
             .await

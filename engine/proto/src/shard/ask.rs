@@ -175,7 +175,7 @@ impl Shard {
             let name = self.name_of(*id);
             let grant = &c.session.grant;
             c.state == ConnState::Open
-                && grant.app == *app
+                && is_of(&grant.app, app)
                 && client_id.is_none_or(|wanted| *grant.client_id == *wanted)
                 && after.is_none_or(|after| name.place() > after.place())
         });
@@ -214,7 +214,7 @@ impl Shard {
             .conns
             .get(name.conn)
             .filter(|_| name.shard == self.id)?;
-        (conn.state == ConnState::Open && conn.session.grant.app == *app).then_some(conn)
+        (conn.state == ConnState::Open && is_of(&conn.session.grant.app, app)).then_some(conn)
     }
 
     /// What a connection of this shard is called outside of it.
@@ -229,6 +229,7 @@ impl Shard {
         let session = &conn.session;
         ConnInfo {
             id: self.name_of(id),
+            app: (&*session.grant.app).into(),
             client_id: (&*session.grant.client_id).into(),
             key_id: Some(session.grant.key.id.as_str().into()),
             kid: None,
@@ -292,6 +293,11 @@ impl Shard {
             .map(|(id, _)| id)
             .collect()
     }
+}
+
+/// Whether an operator's question about `asked` concerns connections of `app`.
+fn is_of(app: &str, asked: &str) -> bool {
+    asked.is_empty() || app == asked
 }
 
 /// The cause a caller has chosen; where it may not be chosen, an administrator's.

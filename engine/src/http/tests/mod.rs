@@ -5,7 +5,6 @@ mod calls;
 mod connection;
 mod history;
 
-use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
@@ -23,12 +22,13 @@ use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use tempfile::TempDir;
 
-use super::{AdminSettings, HttpSettings, Stage, serve_admin};
+use super::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreConfig, StoreHandle};
 use crate::sys;
 
+const ADMIN_TOKEN: &str = "at_0123456789abcdef";
 const SERVER_KEY: &str = "sk_0123456789abcdef";
 const CLIENT_KEY: &str = "ck_0123456789abcdef";
 const OTHER_APP_KEY: &str = "sk_other_app_0123456";
@@ -102,10 +102,12 @@ impl Node {
             glommio::spawn_local(server.clone().run_turns()).detach();
             glommio::spawn_local(server.clone().hear_store(replies)).detach();
             glommio::spawn_local(server.clone().accept(sys::glommio_listener(public))).detach();
-            let settings = Rc::new(AdminSettings {
+            let settings = Rc::new(AdminSettings::new(
+                admin_start(),
                 shards,
-                stage: Cell::new(Stage::Starting),
-            });
+                Stage::Starting,
+                read_clock(clock).unix_ms,
+            ));
             let listener = sys::glommio_listener(admin);
             let (for_admin, admin_settings) = (server.clone(), settings.clone());
             glommio::spawn_local(async move {
@@ -155,6 +157,21 @@ impl Drop for Node {
         }
         let stopped = self.store.shutdown(Duration::from_secs(10));
         assert!(stopped || std::thread::panicking());
+    }
+}
+
+fn admin_start() -> AdminStart {
+    let config = crate::config::Config::load(
+        &crate::config::cli::Flags::default(),
+        &std::iter::empty::<(String, String)>().collect(),
+        &crate::config::Host::of_process(),
+    );
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    AdminStart {
+        token: ADMIN_TOKEN.into(),
+        config: Arc::new(config.unwrap()),
+        listen: nowhere,
+        admin: nowhere,
     }
 }
 
