@@ -177,7 +177,7 @@ impl Core for Echo {
     type Grant = ();
 
     /// Anyone, at any path.
-    fn authorize(&mut self, _: Handshake<'_>, _: [u8; 16]) -> Result<(), ProtocolError> {
+    fn authorize(&mut self, _: Handshake<'_>, _: [u8; 16], _: Now) -> Result<(), ProtocolError> {
         Ok(())
     }
 

@@ -78,6 +78,7 @@ impl HttpSettings {
 
 /// Serves a connection of the public port until it ends. `head` is what was read of it.
 pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
+    let remote = stream.peer_addr().ok().map(|address| address.ip());
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     drive(
         stream,
@@ -92,14 +93,12 @@ pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
                 .trim_start_matches('/')
                 .starts_with("api/");
             let origin = request.headers().get(header::ORIGIN).cloned();
-            let mut response =
-                api::answer(request, &server, pace)
-                    .await
-                    .unwrap_or_else(|refusal| {
-                        server
-                            .with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
-                        refusal.into_response()
-                    });
+            let mut response = api::answer(request, &server, remote, pace)
+                .await
+                .unwrap_or_else(|refusal| {
+                    server.with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
+                    refusal.into_response()
+                });
             if is_api {
                 settings.cors.allow(origin.as_ref(), response.headers_mut());
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
-use shardwire_proto::auth::key::KeyRing;
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{Options, Shard, ShardConfig};
@@ -16,6 +16,7 @@ use socket2::Socket;
 use crate::config::Config;
 use crate::conn::head::read_head_by;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
@@ -25,7 +26,9 @@ use crate::sys;
 pub(super) struct Plan {
     pub(super) id: ShardId,
     pub(super) placement: Placement,
-    pub(super) keys: Arc<KeyRing>,
+    pub(super) registry: RegistryHandle,
+    /// Apps and credentials as they change.
+    pub(super) snapshots: Inbox<Arc<Registry>>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -50,7 +53,6 @@ pub(super) struct Plan {
 /// Orders of the main thread.
 pub(super) enum Control {
     Reconfigure {
-        keys: Arc<KeyRing>,
         options: Arc<Options>,
         config: Arc<Config>,
     },
@@ -75,14 +77,14 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
-        registry: None,
+        registry: Some(plan.registry.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
     let config = ShardConfig {
         id: plan.id,
         placement: plan.placement,
-        keys: plan.keys,
+        registry: plan.registry.snapshot(),
         options: plan.options,
         seed: plan.seed,
     };
@@ -99,7 +101,8 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
-    glommio::spawn_local(tick(server.clone())).detach();
+    glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
+    glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
     let accepting =
         glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
     let started_ms = server.now().unix_ms;
@@ -114,13 +117,10 @@ pub(super) async fn run(plan: Plan) {
     let mut accepting = Some(accepting);
     loop {
         match plan.orders.recv().await {
-            Control::Reconfigure {
-                keys,
-                options,
-                config,
-            } => {
+            Control::Reconfigure { options, config } => {
                 *admin.config.borrow_mut() = config;
-                server.with(|shard, _| shard.reconfigure(keys, (*options).clone()));
+                server.with(|shard, now| shard.set_options((*options).clone(), now));
+                sweep(&server).await;
             }
             Control::Drain { rate, deadline } => {
                 server.with(|shard, _| shard.start_drain());
@@ -160,10 +160,30 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
     }
 }
 
-async fn tick(server: Server) {
+async fn tick(server: Server, registry: RegistryHandle) {
     loop {
         glommio::timer::sleep(Duration::from_secs(1)).await;
-        server.with(|shard, now| shard.tick(now));
+        let uses = server.with(|shard, now| {
+            shard.tick(now);
+            shard.take_key_uses()
+        });
+        registry.note_uses(uses);
+        sweep(&server).await;
+    }
+}
+
+async fn hear_registry(server: Server, snapshots: Inbox<Arc<Registry>>) {
+    loop {
+        let snapshot = snapshots.recv().await;
+        server.with(|shard, now| shard.set_registry(snapshot, now));
+        sweep(&server).await;
+    }
+}
+
+/// Applies a change to all whom it concerns, a turn at a time. Tasks that do so at once share the work.
+async fn sweep(server: &Server) {
+    while server.with(|shard, now| shard.sweep(now)) {
+        glommio::executor().yield_now().await;
     }
 }
 

@@ -10,20 +10,12 @@ use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
 use shardwire_proto::record::{StoreError, StoreReply};
+pub use shardwire_proto::shard::Handshake;
 use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
 use crate::store::StoreHandle;
-
-/// A request head's part in deciding on a handshake.
-#[derive(Debug, Clone, Copy)]
-pub struct Handshake<'a> {
-    pub target: &'a str,
-    /// Content of `Authorization: Bearer`.
-    pub bearer: Option<&'a str>,
-    pub origin: Option<&'a str>,
-}
 
 /// The state behind the sockets of one shard. The engine's is [`Shard`]; see there for the calling
 /// contract, which is this trait's too.
@@ -34,6 +26,7 @@ pub trait Core: Sized + 'static {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError>;
     /// Makes a connection whose first bytes are `accept`, the handshake's answer.
     fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId;
@@ -90,14 +83,9 @@ impl Core for Shard {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError> {
-        Shard::authorize(
-            self,
-            handshake.target,
-            handshake.bearer,
-            handshake.origin,
-            random,
-        )
+        Shard::authorize(self, handshake, random, now)
     }
 
     fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId {

@@ -8,7 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_lite::future;
-use shardwire_proto::auth::key::KeyRecord;
+use shardwire_proto::auth::Caller;
 use shardwire_proto::error::ErrorCode;
 use shardwire_proto::ids::{RequestId, ShardId};
 use shardwire_proto::msg::{Answer, Published, Query};
@@ -138,13 +138,13 @@ impl ShardRuntime<Shard> {
     /// Publishes for an HTTP request: results in the items' order.
     pub async fn publish(
         &self,
-        key: &KeyRecord,
+        caller: &Caller,
         items: &[PublishItem<'_>],
     ) -> Vec<Result<Published, ErrorCode>> {
         let request = self.requests.begin(items.len(), 0);
         self.with(|shard, now| {
             for (index, item) in (0u32..).zip(items) {
-                shard.publish_request(key, request, index, item, now);
+                shard.publish_request(caller, request, index, item, now);
             }
         });
         let results = self

@@ -81,6 +81,18 @@ impl AppLimits {
 }
 
 impl App {
+    /// An app with the process's settings.
+    #[must_use]
+    pub fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: String::new(),
+            disabled: false,
+            settings: AppSettings::default(),
+            created_ms: 0,
+        }
+    }
+
     /// Checks what can be wrong with an app.
     ///
     /// # Errors

@@ -209,6 +209,23 @@ impl KeyRecord {
         })
     }
 
+    /// The record of a server key that does not exist: every right in the app, and a hash that no key has.
+    #[must_use]
+    pub fn of_nobody(id: &str, app: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            app: app.to_owned(),
+            kind: KeyKind::Server,
+            hash: KeyHash([0; 32]),
+            prefix: String::new(),
+            capabilities: default_capabilities(KeyKind::Server),
+            disabled: false,
+            name: String::new(),
+            created_ms: 0,
+            expires_ms: None,
+        }
+    }
+
     /// What may be shown of it.
     #[must_use]
     pub fn info(&self, last_used_ms: Option<u64>) -> KeyInfo {
@@ -254,11 +271,31 @@ impl KeyRing {
         }
     }
 
+    /// Adds or replaces a key.
+    pub(super) fn insert(&mut self, record: Arc<KeyRecord>) {
+        self.by_hash.insert(record.hash, record);
+    }
+
+    /// Takes a key out.
+    pub(super) fn remove(&mut self, hash: &KeyHash) {
+        self.by_hash.remove(hash);
+    }
+
+    /// The key of this hash, valid or not.
+    pub(super) fn of_hash(&self, hash: &KeyHash) -> Option<&Arc<KeyRecord>> {
+        self.by_hash.get(hash)
+    }
+
+    /// Whether a key has this hash.
+    pub(super) fn contains(&self, hash: &KeyHash) -> bool {
+        self.by_hash.contains_key(hash)
+    }
+
     /// Finds the record of a presented key.
     ///
     /// # Errors
-    /// [`ErrorCode::UnknownKey`], or [`ErrorCode::Disabled`] for a known key that is disabled.
-    pub fn authenticate(&self, presented: &str) -> Result<&Arc<KeyRecord>, ErrorCode> {
+    /// [`ErrorCode::UnknownKey`], or [`ErrorCode::Disabled`] for a known key that is disabled or over at `now_ms`.
+    pub fn authenticate(&self, presented: &str, now_ms: u64) -> Result<&Arc<KeyRecord>, ErrorCode> {
         if !is_well_formed(presented) {
             return Err(ErrorCode::UnknownKey);
         }
@@ -267,10 +304,10 @@ impl KeyRing {
             .by_hash
             .get(&KeyHash::of(presented))
             .ok_or(ErrorCode::UnknownKey)?;
-        if record.disabled {
-            Err(ErrorCode::Disabled)
-        } else {
+        if record.is_valid(now_ms) {
             Ok(record)
+        } else {
+            Err(ErrorCode::Disabled)
         }
     }
 
@@ -354,7 +391,10 @@ mod tests {
             record("one", "ck_aaaaaaaaaaaaaaaa"),
             record("two", "ck_bbbbbbbbbbbbbbbb"),
         ]);
-        assert_eq!(ring.authenticate("ck_bbbbbbbbbbbbbbbb").unwrap().id, "two");
+        assert_eq!(
+            ring.authenticate("ck_bbbbbbbbbbbbbbbb", 0).unwrap().id,
+            "two"
+        );
         for wrong in [
             "",
             "ck_aaaaaaaaaaaaaaab",
@@ -362,7 +402,7 @@ mod tests {
             "ck_aaaaaaaaaaaaaaa\u{e9}",
         ] {
             assert_eq!(
-                ring.authenticate(wrong).unwrap_err(),
+                ring.authenticate(wrong, 0).unwrap_err(),
                 ErrorCode::UnknownKey,
                 "{wrong}"
             );
@@ -376,7 +416,7 @@ mod tests {
             ..record("one", "ck_aaaaaaaaaaaaaaaa")
         }]);
         assert_eq!(
-            ring.authenticate("ck_aaaaaaaaaaaaaaaa").unwrap_err(),
+            ring.authenticate("ck_aaaaaaaaaaaaaaaa", 0).unwrap_err(),
             ErrorCode::Disabled
         );
     }

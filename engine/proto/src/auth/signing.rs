@@ -26,6 +26,19 @@ pub enum Algorithm {
     EdDsa,
 }
 
+impl Algorithm {
+    /// Its name in tokens (RFC 7518, 3.1).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hs256 => "HS256",
+            Self::Rs256 => "RS256",
+            Self::Es256 => "ES256",
+            Self::EdDsa => "EdDSA",
+        }
+    }
+}
+
 /// What a signature is checked with.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

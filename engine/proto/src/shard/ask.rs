@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::lookup::Deferred;
 use super::{Output, Shard, Stats};
-use crate::error::{AdminClose, CloseCause, ErrorCode};
+use crate::auth::Credential;
+use crate::error::{AdminClose, CloseCause};
 use crate::ids::{ConnId, ConnName, Now, RequestId, ShardId};
 use crate::msg::{Answer, ConnInfo, Query, ShardMsg};
 use crate::session::{Conn, ConnState};
-use crate::wire::wsocket::write_unsubscribed;
 
 impl Shard {
     /// Asks every shard; each one's answer comes as [`Output::Answer`]. Returns how many will come.
@@ -48,7 +48,7 @@ impl Shard {
         };
         let hash = self.placement.hash(app, name);
         let is_home = self.placement.home(hash) == self.id;
-        if is_home && self.options.namespaces.of(name).persist {
+        if is_home && self.apps.settings(app, name).persist {
             let slot = self.enter_home(app, name, hash, now);
             if self.home.log(slot).is_none() {
                 let work = Deferred::Describe { shard, request };
@@ -227,14 +227,18 @@ impl Shard {
 
     fn conn_info(&self, id: ConnId, conn: &Conn) -> ConnInfo {
         let session = &conn.session;
+        let (key_id, kid) = match &session.grant.credential {
+            Credential::Key(key) => (Some(key.id.as_str().into()), None),
+            Credential::Token { key, .. } => (None, Some(key.kid.as_str().into())),
+        };
         ConnInfo {
             id: self.name_of(id),
             app: (&*session.grant.app).into(),
             client_id: (&*session.grant.client_id).into(),
-            key_id: Some(session.grant.key.id.as_str().into()),
-            kid: None,
+            key_id,
+            kid,
             connected_ms: session.opened_ms,
-            remote: None,
+            remote: session.grant.remote,
             subscriptions: conn.subscriptions.len(),
             outbox_bytes: conn.outbox.bytes(),
             channels: None,
@@ -267,16 +271,8 @@ impl Shard {
     ) -> usize {
         let mut count = 0;
         for conn in self.conns_of(app, client_id) {
-            if self.unsubscribe(conn, channel, now) {
+            if self.force_unsubscribe(conn, channel, now) {
                 count += 1;
-                self.reply(conn, now, |out| write_unsubscribed(out, channel));
-                self.error(
-                    conn,
-                    &ErrorCode::NotPermitted.into(),
-                    Some(channel),
-                    None,
-                    now,
-                );
             }
         }
         count

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
 use serde_json::{Value, json};
+use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Capabilities;
-use shardwire_proto::auth::key::{KeyKind, KeyRecord, KeyRing, default_capabilities};
+use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::limits::Limits;
 use shardwire_proto::namespace::{Namespace, Namespaces};
@@ -88,7 +90,7 @@ impl Node {
             let config = ShardConfig {
                 id: ShardId(0),
                 placement: Placement::new(1, 1),
-                keys: Arc::new(keys()),
+                registry: Arc::new(registry()),
                 options,
                 seed: 1,
             };
@@ -185,14 +187,14 @@ fn namespaces() -> Namespaces {
     Namespaces::new(vec![quiet]).unwrap()
 }
 
-fn keys() -> KeyRing {
+fn registry() -> Registry {
     let record = |key: &str, app: &str, kind, grants: Capabilities| {
         KeyRecord::new(key.into(), app.into(), kind, key, grants).unwrap()
     };
     let all = || default_capabilities(KeyKind::Server);
     let reader = Capabilities::from_claim(&json!({"a:*": ["history"]})).unwrap();
     let narrow = Capabilities::from_claim(&json!({"a:*": ["publish"]})).unwrap();
-    KeyRing::new([
+    let keys = [
         record(SERVER_KEY, "app", KeyKind::Server, all()),
         record(CLIENT_KEY, "app", KeyKind::Client, all()),
         record(OTHER_APP_KEY, "other", KeyKind::Server, all()),
@@ -202,7 +204,8 @@ fn keys() -> KeyRing {
         },
         record(NARROW_KEY, "app", KeyKind::Server, narrow),
         record(READER_KEY, "app", KeyKind::Server, reader),
-    ])
+    ];
+    Registry::new(["app", "other"].map(App::new), keys, [], []).unwrap()
 }
 
 #[derive(Debug)]
