@@ -108,7 +108,7 @@ def test_a_token_made_with_nodes_crypto_is_accepted(server, pairs):
         const signed = part({alg: 'ES256', kid}) + '.' + part({sub: 'node', exp: Date.now() / 1000 + 60});
         const signature = crypto.sign('sha256', signed, {key: pem, dsaEncoding: 'ieee-p1363'});
         console.log(signed + '.' + signature.toString('base64url'));"""
-    made = subprocess.run(["node", "-e", script, private_pem(key).decode(), kid], capture_output=True, check=True, text=True)
+    made = subprocess.run(["node", "-e", script, "--", private_pem(key).decode(), kid], capture_output=True, check=True, text=True)
     with connect(server, made.stdout.strip()) as client:
         assert client.client_id == "node"
 
