@@ -439,3 +439,14 @@ def test_a_key_set_by_url_outlives_its_issuer(new_server):
     assert accepts(server, text)
     # It cannot take over a key that an operator has given.
     assert not accepts(server, token(key, "RS256", KID))
+
+
+def test_a_token_publishes_over_http_at_the_rate_of_one_connection(server):
+    text = token(sub=f"fast-{uuid.uuid4().hex}")
+    batch = [{"data": n} for n in range(100)]
+    path = "/api/channels/t:fast/messages"
+    codes = [item.get("code") for _ in range(4) for item in call(server, "POST", path, batch, key=text).json()["messages"]]
+    assert codes[:100] == [None] * 100 and 42900 in codes, "two shards admit two bursts of 100 at most"
+    assert codes.count(None) <= 300
+    items = call(server, "POST", path, batch, key=SERVER_KEY).json()["messages"]
+    assert not any("code" in item for item in items)
