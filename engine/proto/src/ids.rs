@@ -23,6 +23,13 @@ pub struct ConnId {
     pub generation: u32,
 }
 
+/// A connection of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnRef {
+    pub shard: ShardId,
+    pub conn: ConnId,
+}
+
 /// A pending HTTP request on its shard; given by the driver, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId(pub u64);

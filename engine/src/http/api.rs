@@ -18,14 +18,15 @@ use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::limits::HISTORY_PAGE_BYTES_MAX;
-use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::msg::{Answer, Occupants, Query};
 use shardwire_proto::shard::page;
 use shardwire_proto::url::{parse_target, percent_decode};
 use shardwire_proto::wire::http_api::{
-    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_page, parse_publish,
-    parse_unsubscribe, write_channel, write_channels, write_count, write_publish_reply,
+    ChannelPage, MemberQuery, PublishRequest, parse_disconnect, parse_messages, parse_page,
+    parse_publish, parse_unsubscribe, write_channel, write_channels, write_count,
+    write_publish_reply,
 };
-use shardwire_proto::wire::wsocket::write_page;
+use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
@@ -38,6 +39,7 @@ use crate::shard::Server;
 enum Endpoint {
     PublishTo,
     History,
+    Presence,
     Clear,
     Publish,
     Channels,
@@ -55,7 +57,7 @@ struct Resource {
 }
 
 impl Resource {
-    const PATHS: [(&'static str, Self); 6] = [
+    const PATHS: [(&'static str, Self); 7] = [
         (
             "/channels/{channel}/messages",
             Self {
@@ -66,6 +68,10 @@ impl Resource {
                 ],
                 methods: "GET, HEAD, POST, DELETE, OPTIONS",
             },
+        ),
+        (
+            "/channels/{channel}/presence",
+            Self::get(&[("GET", Endpoint::Presence)]),
         ),
         ("/publish", Self::post(&[("POST", Endpoint::Publish)])),
         ("/channels", Self::get(&[("GET", Endpoint::Channels)])),
@@ -168,6 +174,7 @@ pub(super) async fn answer(
     let reply = match call.endpoint {
         Endpoint::PublishTo => caller.publish_to(&call.channel, &body).await,
         Endpoint::History => caller.history(&call.channel, target.query).await,
+        Endpoint::Presence => caller.members(&call.channel, target.query).await,
         Endpoint::Clear => caller.clear(&call.channel).await,
         Endpoint::Publish => caller.publish(&body).await,
         Endpoint::Channels => caller.list_channels(target.query).await,
@@ -192,6 +199,10 @@ impl Call {
         let permitted = match self.endpoint {
             Endpoint::PublishTo | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
             Endpoint::History => grants.permits(&self.channel, Ops::HISTORY),
+            Endpoint::Presence => {
+                grants.permits(&self.channel, Ops::SUBSCRIBE)
+                    || grants.permits(&self.channel, Ops::PRESENCE)
+            }
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
             Endpoint::Channel | Endpoint::Clear => grants.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
@@ -301,6 +312,17 @@ impl Caller<'_> {
         Ok(reply)
     }
 
+    /// A page of a channel's members.
+    async fn members(&self, channel: &str, query: &str) -> Reply {
+        channel_name::validate(channel, true)?;
+        let page = MemberQuery::parse(query)?;
+        let app = &self.key.app;
+        let members = self.server.members(app, channel, page.after, page.limit);
+        let mut reply = Vec::new();
+        write_member_page(&mut reply, channel, &members.await?);
+        Ok(reply)
+    }
+
     /// Removes what is stored of a channel; its numbering goes on.
     async fn clear(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
@@ -318,18 +340,18 @@ impl Caller<'_> {
             after: page.after,
             limit: limit + 1,
         };
-        let mut channels = BTreeMap::<Arc<str>, usize>::new();
+        let mut channels = BTreeMap::<Arc<str>, Occupants>::new();
         for (_, answer) in self.ask(query).await? {
             if let Answer::Channels(part) = answer {
-                for (name, subscribers) in part {
-                    *channels.entry(name).or_default() += subscribers;
+                for (name, occupants) in part {
+                    *channels.entry(name).or_default() += occupants;
                 }
             }
         }
         // Each shard gave its first names; the first of all are among them, and these are whole.
         let channels = channels
             .iter()
-            .map(|(name, subscribers)| (&**name, *subscribers));
+            .map(|(name, occupants)| (&**name, *occupants));
         let channels: Vec<_> = channels.take(limit + 1).collect();
         let mut reply = Vec::new();
         write_channels(&mut reply, &channels, limit);
@@ -338,7 +360,7 @@ impl Caller<'_> {
 
     async fn describe_channel(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
-        let (mut total, mut sequence) = (0, None);
+        let (mut total, mut sequence) = (Occupants::default(), None);
         for (_, answer) in self
             .ask(Query::Channel {
                 name: channel.to_owned(),
@@ -346,11 +368,11 @@ impl Caller<'_> {
             .await?
         {
             if let Answer::Channel {
-                subscribers,
+                occupants,
                 last_sequence,
             } = answer
             {
-                total += subscribers;
+                total += occupants;
                 sequence = sequence.or(last_sequence);
             }
         }

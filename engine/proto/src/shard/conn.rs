@@ -124,6 +124,7 @@ impl Shard {
                 replays_begun: 0,
                 histories: Default::default(),
                 histories_asked: 0,
+                presence: None,
             },
             now.mono_s(),
         );
@@ -135,6 +136,7 @@ impl Shard {
                 write_connected(out, &id, &client_id, now.unix_ms);
             });
         }
+        self.announce(conn, now);
         conn
     }
 
@@ -173,6 +175,9 @@ impl Shard {
             }
             Ok(Request::History { channel, page }) => {
                 self.handle_history(conn, &channel, page, now);
+            }
+            Ok(Request::Presence { channel, request }) => {
+                self.handle_presence(conn, &channel, request, now);
             }
             Ok(Request::Resume { token, flat }) => self.handle_resume(conn, &token, flat, now),
             Ok(Request::Unsubscribe { channel }) => self.handle_unsubscribe(conn, &channel, now),
@@ -234,7 +239,7 @@ impl Shard {
                 return;
             }
         }
-        self.leave_all(conn, now);
+        self.leave_all(conn, &cause, now);
         if let Some(c) = self.conns.get_mut(conn) {
             c.state = ConnState::Closing;
         }
@@ -246,7 +251,7 @@ impl Shard {
     pub fn release(&mut self, conn: ConnId, now: Now) {
         if self.conns.open_mut(conn).is_some() {
             self.counters.count_close(&CloseCause::PeerGone);
-            self.leave_all(conn, now);
+            self.leave_all(conn, &CloseCause::PeerGone, now);
         }
         self.conns.remove(conn);
     }
@@ -315,7 +320,8 @@ impl Shard {
     }
 
     /// Takes a connection out of all its channels.
-    fn leave_all(&mut self, conn: ConnId, now: Now) {
+    fn leave_all(&mut self, conn: ConnId, cause: &CloseCause, now: Now) {
+        self.end_presence(conn, cause, now);
         self.abandon_active(conn, now);
         let Some(c) = self.conns.get_mut(conn) else {
             return;

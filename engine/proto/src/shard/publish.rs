@@ -17,7 +17,9 @@ use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
+use crate::rate::{RateLimit, RateWindow};
 use crate::record::Record;
+use crate::session::Session;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
 /// A message as it is delivered.
@@ -63,7 +65,8 @@ impl Shard {
         let capabilities = grant.capabilities.clone();
         let publisher = grant.client_id.clone();
         let checked = self.check_publish(&capabilities, item).and_then(|()| {
-            if self.acquire_rate(conn, &key, now) {
+            let limit = self.options.limits.publish_rate;
+            if self.acquire_rate(conn, &key, limit, now, |session| &mut session.rate) {
                 Ok(())
             } else {
                 Err(ErrorCode::RateExceeded)
@@ -140,19 +143,24 @@ impl Shard {
         Ok(())
     }
 
-    /// Connections made with a server key have no limit of their own (contract D25).
-    fn acquire_rate(&mut self, conn: ConnId, key: &KeyRecord, now: Now) -> bool {
-        if key.kind == KeyKind::Server {
-            return true;
-        }
-        let limit = self.options.limits.publish_rate;
+    /// Counts a request against one of a connection's rate limits. Connections made with a server
+    /// key have none of their own (contract D25).
+    pub(super) fn acquire_rate(
+        &mut self,
+        conn: ConnId,
+        key: &KeyRecord,
+        limit: RateLimit,
+        now: Now,
+        window: impl FnOnce(&mut Session) -> &mut RateWindow,
+    ) -> bool {
         let Some(c) = self.conns.open_mut(conn) else {
             return true;
         };
-        if c.session.rate.try_acquire(now.mono_ms(), &limit) {
+        let window = window(&mut c.session);
+        if key.kind == KeyKind::Server || window.try_acquire(now.mono_ms(), &limit) {
             return true;
         }
-        if c.session.rate.windows_over() >= self.options.limits.rate_windows_over_max {
+        if window.windows_over() >= self.options.limits.rate_windows_over_max {
             self.close(conn, CloseCause::RateAbuse, now);
         }
         false
@@ -263,7 +271,7 @@ impl Shard {
     }
 
     /// Whether everybody who has to take part in a publish has room for it.
-    fn check_room(&self, slot: u32, persist: bool) -> Result<(), ErrorCode> {
+    pub(super) fn check_room(&self, slot: u32, persist: bool) -> Result<(), ErrorCode> {
         let mesh_full = self
             .home
             .interested(slot)

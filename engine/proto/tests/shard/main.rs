@@ -7,6 +7,7 @@ mod support;
 
 mod history;
 mod life;
+mod presence;
 mod publish;
 mod replay;
 mod resume;
