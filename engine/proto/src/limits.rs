@@ -98,8 +98,28 @@ pub const PRESENCE_STATE_BYTES_MAX: usize = 2 * KIB;
 pub const PRESENCE_MEMBERS_MAX: usize = 1000;
 /// Bytes at which a members frame is cut: the protocol has no paging.
 pub const PRESENCE_FRAME_BYTES_MAX: usize = 768 * KIB;
-/// Milliseconds a lost connection's JWT identity stays present (D20).
+/// Milliseconds a client whose connection was lost stays present, if its id may return (D20).
 pub const PRESENCE_GRACE_MS: u64 = 15_000;
+/// Members of a channel up to which its receivers are told of each; above it of their number.
+pub const PRESENCE_EVENTS_MAX: usize = 1000;
+/// Milliseconds between two numbers, for each so many members as follow: no room is told more than 10,000 per second.
+pub const PRESENCE_COUNT_INTERVAL_MS: u64 = 1000;
+/// See [`PRESENCE_COUNT_INTERVAL_MS`].
+pub const PRESENCE_COUNT_MEMBERS_PER_INTERVAL: usize = 10_000;
+/// Bytes of presence events that one channel's receivers are sent at once; what is more follows in the next turns.
+pub const PRESENCE_BATCH_BYTES: usize = 64 * KIB;
+/// `presence.get` requests of one connection under way; beyond it they are refused (42900).
+pub const PRESENCE_GETS_PER_CONN_MAX: usize = 16;
+/// Presence requests per second and connection, and at once.
+pub const PRESENCE_RATE: RateLimit = RateLimit::new(50, 1000, 100).expect("burst >= rate > 0");
+/// Clients with an id of their own that connected lately, remembered per shard: 10 MiB at worst.
+pub const PRESENCE_OPENED_MAX: usize = 65_536;
+/// Milliseconds by which news of a connection's end may be later than its client's next connection.
+pub const PRESENCE_LATE_END_MS: u64 = 2000;
+/// Members in a page over HTTP when the request gives no `limit`.
+pub const PRESENCE_PAGE_DEFAULT: usize = 100;
+/// Members in a page at most; a higher `limit` is clamped.
+pub const PRESENCE_PAGE_MAX: usize = 1000;
 
 /// Bytes queued towards one connection before it is ended as a slow consumer (4151).
 pub const OUTBOX_BYTES_MAX: usize = MIB;
@@ -182,6 +202,10 @@ const _: () = {
     assert!(HISTORY_PAGE_BYTES_MAX + ENVELOPE_BYTES_MAX <= OUTBOUND_MESSAGE_BYTES_MAX);
     assert!(PRESENCE_FRAME_BYTES_MAX + ENVELOPE_BYTES_MAX <= OUTBOUND_MESSAGE_BYTES_MAX);
     assert!(
+        2 * PRESENCE_BATCH_BYTES <= OUTBOX_BYTES_MAX / 4,
+        "a room full of events is sent in parts that no outbox minds"
+    );
+    assert!(
         OUTBOUND_MESSAGE_BYTES_MAX <= OUTBOX_BYTES_MAX,
         "the largest message must fit an empty outbox"
     );
@@ -253,6 +277,8 @@ pub struct Limits {
     pub outbox_frames_max: usize,
     /// Per connection; see [`PUBLISH_RATE`].
     pub publish_rate: RateLimit,
+    /// Per connection; see [`PRESENCE_RATE`].
+    pub presence_rate: RateLimit,
     /// See [`RATE_WINDOWS_OVER_MAX`].
     pub rate_windows_over_max: u16,
     /// See [`MALFORMED_PER_MINUTE_MAX`].
@@ -299,6 +325,7 @@ impl Default for Limits {
             outbox_bytes_max: OUTBOX_BYTES_MAX,
             outbox_frames_max: OUTBOX_FRAMES_MAX,
             publish_rate: PUBLISH_RATE,
+            presence_rate: PRESENCE_RATE,
             rate_windows_over_max: RATE_WINDOWS_OVER_MAX,
             malformed_per_minute_max: MALFORMED_PER_MINUTE_MAX,
             publish_batch_max: PUBLISH_BATCH_MAX,
@@ -347,6 +374,14 @@ impl Limits {
                 "history_page_default must be between 1 and history_page_max",
             ),
             (self.presence_members_max > 0, "presence_members_max is 0"),
+            (
+                self.presence_state_bytes_max <= PUBLISH_BYTES_MAX,
+                "presence_state_bytes_max is above 65536",
+            ),
+            (
+                self.presence_grace_ms <= 3_600_000,
+                "presence_grace_ms is above 3600000",
+            ),
             (self.publish_batch_max > 0, "publish_batch_max is 0"),
             (
                 (1..=DEDUP_ENTRIES_MAX * 8).contains(&self.dedup_entries_max),

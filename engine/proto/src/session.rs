@@ -5,11 +5,14 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::auth::capability::{Capabilities, Ops};
 use crate::auth::{self, Credential, Denied};
 use crate::catchup::Catchup;
 use crate::channel::local::Subscription;
 use crate::ids::ConnId;
+use crate::outbox::Frame;
 use crate::outbox::Outbox;
 use crate::rate::RateWindow;
 use crate::shard::HistorySlot;
@@ -73,6 +76,44 @@ pub struct Session {
     pub histories: VecDeque<HistorySlot>,
     /// History requests so far.
     pub histories_asked: u64,
+    /// None until its first presence request.
+    pub presence: Option<Box<ConnPresence>>,
+}
+
+/// A connection's part in presence.
+#[derive(Debug, Default)]
+pub struct ConnPresence {
+    pub memberships: SmallVec<[Membership; 1]>,
+    /// Presence requests.
+    pub rate: RateWindow,
+    /// Requests to enter, update or leave so far.
+    pub requests: u32,
+    /// `presence.get` requests so far.
+    pub gets_asked: u64,
+    /// Those without an answer, in the order of their answers.
+    pub gets: VecDeque<GetSlot>,
+}
+
+/// A channel whose presence a connection takes part in or watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Membership {
+    /// Entry of the channel on this shard.
+    pub channel: u32,
+    /// Place among its watchers.
+    pub place: u32,
+    /// The last request of the connection that concerned its being a member.
+    pub number: u32,
+    /// It is a member, as far as is known here.
+    pub entered: bool,
+    /// It has asked for the members and wants to be told of changes.
+    pub asked: bool,
+}
+
+/// A `presence.get` that is not answered yet, or whose answer waits for earlier ones.
+#[derive(Debug)]
+pub struct GetSlot {
+    pub place: u64,
+    pub answer: Option<Frame>,
 }
 
 /// A connection's slot. What a fan-out touches comes first.

@@ -22,14 +22,15 @@ use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::limits::HISTORY_PAGE_BYTES_MAX;
-use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::msg::{Answer, Occupants, Query};
 use shardwire_proto::shard::page;
 use shardwire_proto::url::{parse_target, percent_decode};
 use shardwire_proto::wire::http_api::{
-    ChannelPage, PublishRequest, parse_disconnect, parse_messages, parse_page, parse_publish,
-    parse_unsubscribe, write_channel, write_channels, write_count, write_publish_reply,
+    ChannelPage, MemberQuery, PublishRequest, parse_disconnect, parse_messages, parse_page,
+    parse_publish, parse_unsubscribe, write_channel, write_channels, write_count,
+    write_publish_reply,
 };
-use shardwire_proto::wire::wsocket::write_page;
+use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
@@ -42,6 +43,7 @@ use crate::shard::Server;
 enum Endpoint {
     PublishTo,
     History,
+    Presence,
     Clear,
     Publish,
     Channels,
@@ -59,7 +61,7 @@ struct Resource {
 }
 
 impl Resource {
-    const PATHS: [(&'static str, Self); 6] = [
+    const PATHS: [(&'static str, Self); 7] = [
         (
             "/channels/{channel}/messages",
             Self {
@@ -70,6 +72,10 @@ impl Resource {
                 ],
                 methods: "GET, HEAD, POST, DELETE, OPTIONS",
             },
+        ),
+        (
+            "/channels/{channel}/presence",
+            Self::get(&[("GET", Endpoint::Presence)]),
         ),
         ("/publish", Self::post(&[("POST", Endpoint::Publish)])),
         ("/channels", Self::get(&[("GET", Endpoint::Channels)])),
@@ -244,6 +250,10 @@ impl Call {
         let permitted = match self.endpoint {
             Endpoint::PublishTo | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
             Endpoint::History => who.permits(&self.channel, Ops::HISTORY),
+            Endpoint::Presence => {
+                who.permits(&self.channel, Ops::SUBSCRIBE)
+                    || who.permits(&self.channel, Ops::PRESENCE)
+            }
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
             Endpoint::Channel | Endpoint::Clear => who.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
@@ -322,6 +332,7 @@ impl Caller<'_> {
         let reply = match call.endpoint {
             Endpoint::PublishTo => self.publish_to(&call.channel, body).await,
             Endpoint::History => self.history(&call.channel, query).await,
+            Endpoint::Presence => self.members(&call.channel, query).await,
             Endpoint::Clear => self.clear(&call.channel).await,
             Endpoint::Publish => self.publish(body).await,
             Endpoint::Channels => self.list_channels(query).await,
@@ -377,6 +388,17 @@ impl Caller<'_> {
         Ok(reply)
     }
 
+    /// A page of a channel's members.
+    async fn members(&self, channel: &str, query: &str) -> Reply {
+        channel_name::validate(channel, true)?;
+        let page = MemberQuery::parse(query)?;
+        let app = &self.who.app.id;
+        let members = self.server.members(app, channel, page.after, page.limit);
+        let mut reply = Vec::new();
+        write_member_page(&mut reply, channel, &members.await?);
+        Ok(reply)
+    }
+
     /// Removes what is stored of a channel; its numbering goes on.
     async fn clear(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
@@ -394,18 +416,18 @@ impl Caller<'_> {
             after: page.after,
             limit: limit + 1,
         };
-        let mut channels = BTreeMap::<Arc<str>, usize>::new();
+        let mut channels = BTreeMap::<Arc<str>, Occupants>::new();
         for (_, answer) in self.ask(query).await? {
             if let Answer::Channels(part) = answer {
-                for (name, subscribers) in part {
-                    *channels.entry(name).or_default() += subscribers;
+                for (name, occupants) in part {
+                    *channels.entry(name).or_default() += occupants;
                 }
             }
         }
         // Each shard gave its first names; the first of all are among them, and these are whole.
         let channels = channels
             .iter()
-            .map(|(name, subscribers)| (&**name, *subscribers));
+            .map(|(name, occupants)| (&**name, *occupants));
         let channels: Vec<_> = channels.take(limit + 1).collect();
         let mut reply = Vec::new();
         write_channels(&mut reply, &channels, limit);
@@ -414,7 +436,7 @@ impl Caller<'_> {
 
     async fn describe_channel(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
-        let (mut total, mut sequence) = (0, None);
+        let (mut total, mut sequence) = (Occupants::default(), None);
         for (_, answer) in self
             .ask(Query::Channel {
                 name: channel.to_owned(),
@@ -422,11 +444,11 @@ impl Caller<'_> {
             .await?
         {
             if let Answer::Channel {
-                subscribers,
+                occupants,
                 last_sequence,
             } = answer
             {
-                total += subscribers;
+                total += occupants;
                 sequence = sequence.or(last_sequence);
             }
         }

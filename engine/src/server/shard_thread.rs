@@ -160,9 +160,12 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
     }
 }
 
+/// Between two looks at deadlines.
+const TICK: Duration = Duration::from_millis(250);
+
 async fn tick(server: Server, registry: RegistryHandle) {
     loop {
-        glommio::timer::sleep(Duration::from_secs(1)).await;
+        glommio::timer::sleep(TICK).await;
         let uses = server.with(|shard, now| {
             shard.tick(now);
             shard.take_key_uses()

@@ -41,6 +41,12 @@ pub trait Core: Sized + 'static {
     fn mesh_pending(&self, peer: ShardId) -> usize;
     fn congested(&self) -> bool;
 
+    /// All of a turn's input has been handled.
+    fn finish_turn(&mut self, _now: Now) {}
+    /// Another turn is wanted at once, though nothing may come in.
+    fn turn_due(&self) -> bool {
+        false
+    }
     fn take_output(&mut self) -> Option<Output>;
     fn flush_due(&self) -> bool;
     fn take_dirty(&mut self) -> Vec<u32>;
@@ -135,6 +141,14 @@ impl Core for Shard {
 
     fn congested(&self) -> bool {
         Shard::congested(self)
+    }
+
+    fn finish_turn(&mut self, now: Now) {
+        Shard::finish_turn(self, now);
+    }
+
+    fn turn_due(&self) -> bool {
+        Shard::turn_due(self)
     }
 
     fn take_output(&mut self) -> Option<Output> {

@@ -14,6 +14,7 @@ use shardwire_proto::ids::{RequestId, ShardId};
 use shardwire_proto::msg::{Answer, Published, Query};
 use shardwire_proto::record::{Page, Record};
 use shardwire_proto::shard::{PublishItem, Shard};
+use shardwire_proto::wire::wsocket::MemberPage;
 
 use super::{Core, ShardRuntime};
 use crate::sys;
@@ -40,6 +41,7 @@ struct Pending {
     answers: Vec<(ShardId, Answer)>,
     page: Option<PageResult>,
     cleared: Option<Result<u64, ErrorCode>>,
+    members: Option<MemberPage>,
     /// Results and answers still to come.
     missing: usize,
     waker: Option<Waker>,
@@ -56,6 +58,7 @@ impl Requests {
                 answers: Vec::new(),
                 page: None,
                 cleared: None,
+                members: None,
                 missing: items + answers,
                 waker: None,
             },
@@ -92,6 +95,13 @@ impl Requests {
     pub(super) fn cleared(&self, request: RequestId, result: Result<u64, ErrorCode>) {
         self.note(request, |pending| {
             pending.cleared = Some(result);
+            Some(())
+        });
+    }
+
+    pub(super) fn listed(&self, request: RequestId, page: MemberPage) {
+        self.note(request, |pending| {
+            pending.members = Some(page);
             Some(())
         });
     }
@@ -179,6 +189,22 @@ impl ShardRuntime<Shard> {
         pending
             .and_then(|p| p.cleared)
             .unwrap_or(Err(ErrorCode::Unavailable))
+    }
+
+    /// Members of a channel, those after a client id alone.
+    pub async fn members(
+        &self,
+        app: &str,
+        channel: &str,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<MemberPage, ErrorCode> {
+        let request = self.requests.begin(0, 1);
+        self.with(|shard, now| shard.members_request(app, channel, (after, limit), request, now));
+        let pending = self.requests.wait(request, ASK_DEADLINE).await;
+        pending
+            .and_then(|p| p.members)
+            .ok_or(ErrorCode::Unavailable)
     }
 
     /// Asks every shard: the answers of those that gave one in time.

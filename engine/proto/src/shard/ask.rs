@@ -1,14 +1,16 @@
 //! Questions that concern every shard: an HTTP request's shard asks all, itself too, and each
 //! answers for its own connections and channels.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::lookup::Deferred;
 use super::{Output, Shard, Stats};
 use crate::auth::Credential;
+use crate::channel::presence::Members;
 use crate::error::{AdminClose, CloseCause};
-use crate::ids::{ConnId, ConnName, Now, RequestId, ShardId};
-use crate::msg::{Answer, ConnInfo, Query, ShardMsg};
+use crate::ids::{ChannelKey, ConnId, ConnName, Now, RequestId, ShardId};
+use crate::msg::{Answer, ConnInfo, Occupants, Query, ShardMsg};
 use crate::session::{Conn, ConnState};
 
 impl Shard {
@@ -115,6 +117,8 @@ impl Shard {
             connections: self.conns.len(),
             channels: self.local.len(),
             home_channels: self.home.len(),
+            members: self.presence.members(),
+            members_away: self.presence.away(),
             ring_bytes: self.home.ring_bytes(),
             store_pending: self.store_pending(),
             outbox_bytes: self.conns.iter().map(|(_, c)| c.outbox.bytes()).sum(),
@@ -128,20 +132,42 @@ impl Shard {
         prefix: &str,
         after: Option<&str>,
         limit: usize,
-    ) -> Vec<(Arc<str>, usize)> {
-        let mut found: Vec<_> = self
-            .local
-            .iter()
-            .filter(|c| {
-                c.key.app == *app
-                    && c.key.name.starts_with(prefix)
-                    && after.is_none_or(|after| &*c.key.name > after)
-            })
-            .map(|c| (c.key.name.clone(), c.count()))
-            .collect();
-        found.sort_unstable();
-        found.truncate(limit);
-        found
+    ) -> Vec<(Arc<str>, Occupants)> {
+        let is_asked_for = |key: &ChannelKey| {
+            key.app == *app
+                && key.name.starts_with(prefix)
+                && after.is_none_or(|after| &*key.name > after)
+        };
+        let subscribed = self.local.iter().map(|c| {
+            let subscribers = c.count();
+            let members = 0;
+            (
+                &c.key,
+                Occupants {
+                    subscribers,
+                    members,
+                },
+            )
+        });
+        let entered = self.home.iter().map(|c| {
+            let members = c.members.as_deref().map_or(0, Members::len);
+            let subscribers = 0;
+            (
+                &c.key,
+                Occupants {
+                    subscribers,
+                    members,
+                },
+            )
+        });
+        let mut found: BTreeMap<&Arc<str>, Occupants> = BTreeMap::new();
+        for (key, occupants) in subscribed.chain(entered) {
+            if occupants != Occupants::default() && is_asked_for(key) {
+                *found.entry(&key.name).or_default() += occupants;
+            }
+        }
+        let found = found.into_iter().take(limit);
+        found.map(|(name, o)| (name.clone(), o)).collect()
     }
 
     /// What this shard has of a channel; its log, if this is its home, is known or there is none.
@@ -158,8 +184,12 @@ impl Shard {
                 .and_then(|slot| self.home.log(slot))
                 .map_or(0, |log| log.committed)
         });
+        let members = self.member_count(app, name, hash);
         Answer::Channel {
-            subscribers,
+            occupants: Occupants {
+                subscribers,
+                members,
+            },
             last_sequence,
         }
     }
@@ -272,6 +302,7 @@ impl Shard {
         let mut count = 0;
         for conn in self.conns_of(app, client_id) {
             if self.force_unsubscribe(conn, channel, now) {
+                self.stop_asking(conn, channel, now);
                 count += 1;
             }
         }

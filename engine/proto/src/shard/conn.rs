@@ -151,6 +151,7 @@ impl Shard {
                 replays_begun: 0,
                 histories: Default::default(),
                 histories_asked: 0,
+                presence: None,
             },
             now.mono_s(),
         );
@@ -166,6 +167,7 @@ impl Shard {
                 write_connected(out, &id, &client_id, now.unix_ms);
             });
         }
+        self.announce(conn, now);
         conn
     }
 
@@ -204,6 +206,9 @@ impl Shard {
             }
             Ok(Request::History { channel, page }) => {
                 self.handle_history(conn, &channel, page, now);
+            }
+            Ok(Request::Presence { channel, request }) => {
+                self.handle_presence(conn, &channel, request, now);
             }
             Ok(Request::Resume { token, flat }) => self.handle_resume(conn, &token, flat, now),
             Ok(Request::Unsubscribe { channel }) => self.handle_unsubscribe(conn, &channel, now),
@@ -265,7 +270,7 @@ impl Shard {
                 return;
             }
         }
-        self.leave_all(conn, now);
+        self.leave_all(conn, &cause, now);
         if let Some(c) = self.conns.get_mut(conn) {
             c.state = ConnState::Closing;
         }
@@ -277,7 +282,7 @@ impl Shard {
     pub fn release(&mut self, conn: ConnId, now: Now) {
         if self.conns.open_mut(conn).is_some() {
             self.counters.count_close(&CloseCause::PeerGone);
-            self.leave_all(conn, now);
+            self.leave_all(conn, &CloseCause::PeerGone, now);
         }
         if let Some(c) = self.conns.get(conn) {
             self.apps.count_released(c.session.grant.app_index);
@@ -349,7 +354,8 @@ impl Shard {
     }
 
     /// Takes a connection out of all its channels.
-    fn leave_all(&mut self, conn: ConnId, now: Now) {
+    fn leave_all(&mut self, conn: ConnId, cause: &CloseCause, now: Now) {
+        self.end_presence(conn, cause, now);
         self.abandon_active(conn, now);
         let Some(c) = self.conns.get_mut(conn) else {
             return;

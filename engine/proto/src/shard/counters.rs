@@ -25,6 +25,10 @@ pub struct Counters {
     pub deliveries: u64,
     /// Messages of the past sent to connections that came (back).
     pub replayed: u64,
+    /// Presence notices put into outboxes.
+    pub presence_notices: u64,
+    /// Memberships that their client came back to, as home.
+    pub presence_returns: u64,
     /// Bytes put into outboxes.
     pub bytes_queued: u64,
     /// Messages from and to other shards.
@@ -56,10 +60,13 @@ pub struct Counters {
 pub struct Stats {
     pub counters: Counters,
     pub connections: usize,
-    /// Channels with a subscriber on this shard.
+    /// Channels with a subscriber, or somebody who watches presence, on this shard.
     pub channels: usize,
     /// Channels that this shard orders.
     pub home_channels: usize,
+    /// Presence members of those channels, and how many of them are away.
+    pub members: usize,
+    pub members_away: usize,
     /// Bytes of messages kept in memory for replays.
     pub ring_bytes: usize,
     /// Operations and reads that wait for the store.

@@ -5,7 +5,7 @@
 //! carries away what it leaves.
 //!
 //! **After every call of a `handle_*`, `open`, `publish_request`, `ask` or `tick`, the driver takes,
-//! before its turn ends: [`Shard::take_output`] until `None`, [`Shard::take_mesh`] for each peer
+//! before its turn ends, calls [`Shard::finish_turn`], then takes: [`Shard::take_output`] until `None`, [`Shard::take_mesh`] for each peer
 //! that has room, and flushes the connections of [`Shard::take_dirty`]. When
 //! [`Shard::flush_due`] is true it flushes before it feeds anything else.**
 //!
@@ -22,6 +22,8 @@ mod conn;
 mod counters;
 mod history;
 mod lookup;
+mod members;
+mod presence;
 mod publish;
 mod replay;
 mod store;
@@ -48,7 +50,7 @@ use crate::channel::ring::RingBudget;
 use crate::dedup::DedupTable;
 use crate::error::{CloseCause, ErrorCode};
 use crate::guard::Guard;
-use crate::ids::{ConnId, Now, Placement, RequestId, ShardId};
+use crate::ids::{ConnId, ConnName, Now, Placement, RequestId, ShardId};
 use crate::limits::{Limits, MESH_PENDING_BYTES_MAX, RING_AGE_MS_MAX, RING_BYTES_MAX};
 use crate::msg::{Answer, Published, ShardMsg};
 use crate::namespace::{Namespaces, Settings};
@@ -57,9 +59,10 @@ use crate::rate::RateWindow;
 use crate::record::Record;
 use crate::session::Conns;
 use crate::wheel::Wheel;
-use crate::wire::wsocket::FrameEncoder;
+use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
+use members::PresenceState;
 use publish::Delivery;
 use store::StoreState;
 
@@ -155,6 +158,11 @@ pub enum Output {
         request: RequestId,
         result: Result<(Vec<Arc<Record>>, bool), ErrorCode>,
     },
+    /// The page for a [`Shard::members_request`].
+    Members {
+        request: RequestId,
+        page: MemberPage,
+    },
     /// The outcome of a [`Shard::clear_request`]: messages removed.
     Cleared {
         request: RequestId,
@@ -192,6 +200,7 @@ pub struct Shard {
     local: LocalChannels,
     home: HomeChannels,
     store: StoreState,
+    presence: PresenceState,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
@@ -207,7 +216,8 @@ pub struct Shard {
     draining: bool,
     encoder: FrameEncoder,
     counters: Counters,
-    /// Second of the last sweep over idle channels.
+    /// Second of the last tick, and of the last sweep over idle channels.
+    ticked_s: u32,
     swept_s: u32,
 }
 
@@ -235,6 +245,7 @@ impl Shard {
             local: LocalChannels::default(),
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
+            presence: PresenceState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,
@@ -246,6 +257,7 @@ impl Shard {
             draining: false,
             encoder: FrameEncoder::default(),
             counters: Counters::default(),
+            ticked_s: now.mono_s(),
             swept_s: now.mono_s(),
         }
     }
@@ -321,6 +333,48 @@ impl Shard {
             } => self.handle_clear(&channel, hash, shard, request, now),
             ShardMsg::Cleared { request, result } => {
                 self.outputs.push_back(Output::Cleared { request, result });
+            }
+            ShardMsg::Presence(presence) => self.handle_presence_op(*presence, now),
+            ShardMsg::PresenceNotices { to, notices } => {
+                self.deliver_presence(to, &notices, now);
+            }
+            ShardMsg::PresenceMembers { conn, place, frame } => {
+                self.handle_presence_members(conn, place, &frame, now);
+            }
+            ShardMsg::PresenceEnded {
+                conn,
+                channel,
+                hash,
+                number,
+                refused,
+            } => self.handle_presence_ended(conn, &channel, hash, (number, refused), now),
+            ShardMsg::PresenceOpened {
+                app,
+                client_id,
+                conn,
+            } => {
+                let conn = ConnName { shard: from, conn };
+                self.handle_presence_opened((app, client_id), conn, now);
+            }
+            ShardMsg::PresenceReturned {
+                conn,
+                channel,
+                hash,
+                client_id,
+            } => self.handle_presence_returned(conn, channel, hash, client_id, now),
+            ShardMsg::AskMembers {
+                channel,
+                hash,
+                after,
+                limit,
+                shard,
+                request,
+            } => {
+                let part = (after.as_deref(), limit);
+                self.handle_ask_members(&channel, hash, part, shard, request, now);
+            }
+            ShardMsg::Members { request, page } => {
+                self.outputs.push_back(Output::Members { request, page });
             }
             ShardMsg::Ask {
                 app,
@@ -425,7 +479,7 @@ impl Shard {
         self.conns.len()
     }
 
-    /// Channels with a subscriber on this shard.
+    /// Channels with a subscriber or watcher on this shard.
     pub fn channels(&self) -> usize {
         self.local.len()
     }

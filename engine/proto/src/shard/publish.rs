@@ -17,7 +17,9 @@ use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
+use crate::rate::{RateLimit, RateWindow};
 use crate::record::Record;
+use crate::session::Session;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
 /// A message as it is delivered.
@@ -63,8 +65,12 @@ impl Shard {
         let app_index = grant.app_index;
         let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
+        let limit = self
+            .apps
+            .policy(app_index)
+            .map(|policy| policy.publish_rate);
         let checked = self.check_publish(permitted, item).and_then(|()| {
-            if self.acquire_rate(conn, now) {
+            if self.acquire_rate(conn, limit, now, |session| &mut session.rate) {
                 Ok(())
             } else {
                 Err(ErrorCode::RateExceeded)
@@ -143,21 +149,26 @@ impl Shard {
         Ok(())
     }
 
-    /// Connections made with a server key have no limit of their own (contract D25).
-    fn acquire_rate(&mut self, conn: ConnId, now: Now) -> bool {
-        let Some(c) = self.conns.open_mut(conn) else {
+    /// Counts a request against one of a connection's rate limits. Connections made with a server
+    /// key have none of their own (contract D25).
+    pub(super) fn acquire_rate(
+        &mut self,
+        conn: ConnId,
+        limit: Option<RateLimit>,
+        now: Now,
+        window: impl FnOnce(&mut Session) -> &mut RateWindow,
+    ) -> bool {
+        let (Some(c), Some(limit)) = (self.conns.open_mut(conn), limit) else {
             return true;
         };
-        let grant = &c.session.grant;
-        let policy = self.apps.policy(grant.app_index);
-        let Some(policy) = policy.filter(|_| !grant.credential.is_server_key()) else {
-            return true;
-        };
-        let limit = policy.publish_rate;
-        if c.session.rate.try_acquire(now.mono_ms(), &limit) {
+        if c.session.grant.credential.is_server_key() {
             return true;
         }
-        if c.session.rate.windows_over() >= self.options.limits.rate_windows_over_max {
+        let window = window(&mut c.session);
+        if window.try_acquire(now.mono_ms(), &limit) {
+            return true;
+        }
+        if window.windows_over() >= self.options.limits.rate_windows_over_max {
             self.close(conn, CloseCause::RateAbuse, now);
         }
         false
@@ -268,7 +279,7 @@ impl Shard {
     }
 
     /// Whether everybody who has to take part in a publish has room for it.
-    fn check_room(&self, slot: u32, persist: bool) -> Result<(), ErrorCode> {
+    pub(super) fn check_room(&self, slot: u32, persist: bool) -> Result<(), ErrorCode> {
         let mesh_full = self
             .home
             .interested(slot)

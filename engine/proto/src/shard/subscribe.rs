@@ -102,6 +102,7 @@ impl Shard {
             self.reply(conn, now, |out| write_subscribed(out, channel));
         }
         self.unsubscribe(conn, channel, now);
+        self.stop_asking(conn, channel, now);
         self.reply(conn, now, |out| write_unsubscribed(out, channel));
     }
 

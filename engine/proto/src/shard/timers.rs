@@ -1,5 +1,5 @@
-//! What happens by itself: heartbeats, the end of silent connections (contract D12), and
-//! forgetting channels that nobody uses.
+//! What happens by itself: heartbeats, the end of silent connections (contract D12), numbers of
+//! members, and forgetting channels that nobody uses.
 
 use super::Shard;
 use crate::error::{CloseCause, ErrorCode};
@@ -10,8 +10,13 @@ use crate::wire::wsocket::write_heartbeat;
 const SWEEP_S: u32 = 60;
 
 impl Shard {
-    /// To be called about once a second.
+    /// To be called about once a second, and more often for deadlines that are finer: those are
+    /// looked at with every [`Shard::finish_turn`].
     pub fn tick(&mut self, now: Now) {
+        if now.mono_s() == self.ticked_s {
+            return;
+        }
+        self.ticked_s = now.mono_s();
         while let Some(due) = self.wheel.take_due(now.mono_s()) {
             for conn in due {
                 self.look_at(conn, now);
@@ -20,6 +25,7 @@ impl Shard {
         self.check_ends(now);
         self.home.expire(now);
         self.load_given_up(now);
+        self.tick_presence(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
             self.swept_s = now.mono_s();
             self.home.forget_idle(now.mono_ms());

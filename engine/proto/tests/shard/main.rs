@@ -8,6 +8,7 @@ mod support;
 mod access;
 mod history;
 mod life;
+mod presence;
 mod publish;
 mod replay;
 mod resume;

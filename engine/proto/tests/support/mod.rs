@@ -478,7 +478,9 @@ impl World {
     pub fn carry(&mut self, shard: usize) {
         let mut more = true;
         while more {
-            more = self.flush(shard);
+            let now = self.now();
+            self.shards[shard].finish_turn(now);
+            more = self.flush(shard) | self.shards[shard].turn_due();
             while let Some(output) = self.shards[shard].take_output() {
                 more = true;
                 match output {
