@@ -1,6 +1,7 @@
 """Stored messages as the contract's D17 says, over the socket and its HTTP twin of D23; removal; retention by namespace."""
 
 import json
+import time
 from urllib.parse import quote
 
 import pytest
@@ -236,6 +237,19 @@ def test_too_many_requests_at_once_are_refused(connect, channel, server):
     assert all(f["code"] == 42900 and f["channel"] == channel for f in refused)
     assert sum(f["action"] == "history" for f in frames) == count - len(refused) >= 16
     client.history(channel)
+
+
+def test_large_pages_wait_for_a_slow_reader(server, connect, channel):
+    """Sixteen pages of 720 KiB, asked for at once, are above the bound of an outbox; each waits for the one before it."""
+    for n in range(12):
+        api(server, "POST", path_of(channel), {"data": "x" * (60 * KIB), "id": f"m{n}"})
+    client = connect(target=f"/?key={CLIENT_KEY}&shape=flat", receive_buffer=16 * KIB)
+    for _ in range(16):
+        client.send_json({"action": "history", "channel": channel})
+    time.sleep(0.3)  # nothing is read: socket buffers fill
+    for _ in range(16):
+        assert sequences(client.recv_json()["messages"]) == list(range(12, 0, -1))
+    client.nothing_waiting()
 
 
 # -- bad input and rights -------------------------------------------------------------------------------------------------

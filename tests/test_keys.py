@@ -198,13 +198,15 @@ def test_settings_of_an_app_count_at_once_and_for_it_alone(server, shop):
     assert admin(server, "PATCH", f"/apps/{shop}", {"settings": {"helo": 1}}, status=400)["code"] == 40003
 
 
-def test_a_channel_in_use_gets_its_apps_changed_settings(server, shop):
-    key = make_key(server, shop)["key"]
+def test_channels_in_use_get_their_apps_changed_settings(server, shop):
+    """On every shard, whether or not the app has a connection there: ten channels have homes on both."""
+    key = make_key(server, shop, kind="server")["key"]
     with Client(server, key=key) as client:
-        client.subscribe("t:live")
-        assert "sequence" in client.publish("t:live", 1)
+        channels = [f"t:{number}" for number in range(10)]
+        assert all("sequence" in client.publish(channel, 1) for channel in channels)
         admin(server, "PATCH", f"/apps/{shop}", {"settings": {"namespaces": [{"pattern": "t:*", "persist": False}]}})
-        wait_until(lambda: "sequence" not in client.publish("t:live", 2), timeout=NOTICED_S, what="the setting to count")
+        for channel in channels:
+            wait_until(lambda: "sequence" not in client.publish(channel, 2), timeout=NOTICED_S, what=f"{channel} to follow")
 
 
 def test_a_disabled_app_ends_its_connections_and_refuses(server, shop):

@@ -129,6 +129,8 @@ pub struct Conn {
     pub shows_life: bool,
     /// Wants [`crate::shard::Shard::pump`] when its outbox has been flushed.
     pub catching_up: bool,
+    /// Answers are there that wait for room in the outbox: likewise.
+    pub answers_wait: bool,
     /// Monotonic second of the last inbound frame.
     pub last_in_s: u32,
     pub generation: u32,
@@ -190,6 +192,7 @@ impl Conns {
                 state: ConnState::Open,
                 shows_life: false,
                 catching_up: false,
+                answers_wait: false,
                 last_in_s: now_s,
                 generation: id.generation,
                 subscriptions: Vec::new(),

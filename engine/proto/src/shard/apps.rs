@@ -111,8 +111,12 @@ impl Apps {
         index
     }
 
-    /// Takes over changed settings.
+    /// Takes over changed settings: of all apps of the registry, since a shard is home to channels of apps that have no
+    /// connection on it.
     pub(super) fn reconfigure(&mut self, options: &Options, registry: &Registry, shards: u16) {
+        for app in registry.apps() {
+            self.enter(&app.id, options, registry, shards);
+        }
         for entry in &mut self.entries {
             let app = registry.app(&entry.name).map(|app| &**app);
             entry.policy = Policy::new(options, app, shards);

@@ -12,7 +12,7 @@ use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, Now};
 use crate::limits::{
     HISTORIES_PER_CONN_MAX, HISTORY_PAGE_BYTES_MAX, HISTORY_PAGE_MIRRORED_BYTES_MAX,
-    HISTORY_PAGE_TIES_MAX, Limits,
+    HISTORY_PAGE_TIES_MAX, Limits, REPLAY_OUTBOX_BYTES,
 };
 use crate::outbox::Frame;
 use crate::record::{Page, StoreAnswer, StoreError};
@@ -102,13 +102,33 @@ impl Shard {
             Err(code) => write_error(out, &code.into(), Some(&slot.channel), None),
         });
         slot.answer = Some(Rc::from(frame));
-        while let Some(c) = self.conns.open_mut(conn)
-            && c.session
+        self.send_answers(conn, now);
+    }
+
+    /// Sends the answers to `history` and `presence.get` that are next in the order of their requests, as far as the
+    /// outbox has room: they are large, and whoever asks for several must not be taken for too slow. The rest
+    /// follows when the socket has taken these.
+    pub(super) fn send_answers(&mut self, conn: ConnId, now: Now) {
+        while let Some(c) = self.conns.open_mut(conn) {
+            let session = &mut c.session;
+            let history = session
                 .histories
                 .front()
-                .is_some_and(|h| h.answer.is_some())
-        {
-            if let Some(frame) = c.session.histories.pop_front().and_then(|h| h.answer) {
+                .is_some_and(|h| h.answer.is_some());
+            let gets = session.presence.as_mut().map(|p| &mut p.gets);
+            let mut gets = gets.filter(|g| g.front().is_some_and(|g| g.answer.is_some()));
+            c.answers_wait = history || gets.is_some();
+            if !c.answers_wait || c.outbox.bytes() >= REPLAY_OUTBOX_BYTES {
+                return;
+            }
+            let answer = if history {
+                session.histories.pop_front().and_then(|h| h.answer)
+            } else {
+                gets.as_mut()
+                    .and_then(|g| g.pop_front())
+                    .and_then(|g| g.answer)
+            };
+            if let Some(frame) = answer {
                 self.queue(conn, frame, now);
             }
         }

@@ -448,7 +448,7 @@ impl Shard {
         Some(Flush {
             conn: id,
             outbox: &mut conn.outbox,
-            catching_up: conn.catching_up,
+            catching_up: conn.catching_up || conn.answers_wait,
         })
     }
 

@@ -421,13 +421,7 @@ impl Shard {
         if let Some(slot) = gets.and_then(|mut gets| gets.find(|g| g.place == place)) {
             slot.answer = Some(answer);
         }
-        while let Some(presence) = self.conn_presence(conn)
-            && presence.gets.front().is_some_and(|g| g.answer.is_some())
-        {
-            if let Some(frame) = presence.gets.pop_front().and_then(|g| g.answer) {
-                self.queue(conn, frame, now);
-            }
-        }
+        self.send_answers(conn, now);
     }
 
     fn conn_presence(&mut self, conn: ConnId) -> Option<&mut ConnPresence> {

@@ -406,6 +406,7 @@ impl Shard {
             return;
         }
         while self.pump_one(conn, now) {}
+        self.send_answers(conn, now);
         if let Some(c) = self.conns.get_mut(conn) {
             c.session.pumping = false;
         }
