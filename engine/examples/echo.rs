@@ -14,16 +14,15 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures_lite::{AsyncReadExt, future};
-use glommio::net::TcpStream;
+use futures_lite::future;
 use glommio::{LocalExecutorBuilder, Placement};
+use shardwire::conn::Transport;
 use shardwire::http::HttpSettings;
 use shardwire::shard::{Core, Handshake, IoCounts, Settings, ShardRuntime, start_clock};
 use shardwire::{check, sys};
@@ -104,6 +103,7 @@ async fn serve(listener: Socket) {
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
         store: None,
+        tls: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));
@@ -315,15 +315,15 @@ impl Core for Echo {
 
     fn serve_http(
         _: Rc<ShardRuntime<Self>>,
-        stream: TcpStream,
+        transport: Transport,
         _: Vec<u8>,
     ) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(require_upgrade(stream))
+        Box::pin(require_upgrade(transport))
     }
 }
 
 /// Answers a request that is not a handshake with 426 (RFC 9110 section 15.5.22), and ends the connection.
-async fn require_upgrade(mut stream: TcpStream) {
+async fn require_upgrade(mut transport: Transport) {
     let mut response = Vec::new();
     write_refusal(
         &mut response,
@@ -332,13 +332,14 @@ async fn require_upgrade(mut stream: TcpStream) {
         &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
         r#"{"error":"this server speaks WebSocket only","code":40000,"status":426}"#,
     );
-    let fd = stream.as_raw_fd();
-    sys::send(fd, &response);
-    sys::shutdown(fd, std::net::Shutdown::Write);
+    transport.send_last(&response);
     // A body may be under way, and a close before it is read would reset the connection and lose the answer.
     let drained = async {
         let mut scrap = [0; 4096];
-        while matches!(stream.read(&mut scrap).await, Ok(1..)) {}
+        while matches!(
+            future::poll_fn(|cx| transport.poll_read(cx, &mut scrap)).await,
+            Ok(1..)
+        ) {}
     };
     future::or(drained, async {
         glommio::timer::sleep(REFUSED_LINGER).await;

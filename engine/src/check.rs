@@ -21,6 +21,7 @@ use crate::config::cli::Flags;
 use crate::config::{Config, Env, Host, NOFILE_RESERVE, show_cores};
 use crate::keys::{DataDir, DevKeys};
 use crate::sys;
+use crate::tls::Acceptors;
 
 /// Locked memory, in bytes, below which the runtime refuses to start (glommio 0.9, `Reactor::new`).
 const MEMLOCK_MIN: u64 = 512 * 1024;
@@ -156,10 +157,24 @@ fn all(flags: &Flags, env: &Env, this_host: &Host) -> Vec<Finding> {
             let warning = |text: &String| Finding::bad(Grade::Warn, "configuration", text, MEND);
             findings.extend(config.warnings.iter().map(warning));
             findings.push(data_dir(&config.data_dir));
+            findings.extend(certificates(&config));
             findings.extend(host(&config));
         }
     }
     findings
+}
+
+/// Nothing where no listener has TLS.
+fn certificates(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "certificates";
+    const MEND: &str = "PEM files, each key with its certificate, readable by the server's user";
+    if !config.tls.is_on() && config.admin_tls.is_none() {
+        return None;
+    }
+    Some(match Acceptors::load(config) {
+        Ok(_) => Finding::ok(WHAT, "read, each with its key"),
+        Err(error) => Finding::bad(Grade::Fail, WHAT, error, MEND),
+    })
 }
 
 /// Looks at the host, without the data folder (which the server locks by itself).

@@ -1,7 +1,7 @@
 //! Shardwire's process: what surrounds [`shardwire_proto`] with sockets, threads and time.
 //!
 //! Where bytes enter and leave: [`conn`]; the order of a turn: [`shard`]; start and stop order:
-//! [`server`]; all `unsafe`: [`sys`].
+//! [`server`]; certificates: [`tls`]; all `unsafe`: [`sys`].
 
 pub mod check;
 pub mod config;
@@ -15,3 +15,4 @@ pub mod server;
 pub mod shard;
 pub mod store;
 pub mod sys;
+pub mod tls;

@@ -15,6 +15,7 @@ use shardwire::config::{Config, Env, Host};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
 use shardwire::notify;
 use shardwire::server::{self, Ready};
+use shardwire::tls::Acceptors;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,6 +56,13 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     if !host_is_usable(&config) {
         return ExitCode::from(EXIT_UNUSABLE);
     }
+    let tls = match Acceptors::load(&config) {
+        Ok(tls) => tls,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
     let opened = DataDir::lock(&config.data_dir).and_then(|dir| {
         keys::open(&dir, &dev_keys).map(|(keys, first_start)| (dir, keys, first_start))
     });
@@ -72,9 +80,10 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
         Ok((next, keys))
     };
     let (ready_file, data_dir) = (config.ready_file.clone(), config.data_dir.clone());
+    let is_secure = config.tls.is_on();
     let on_ready = |ready: &Ready| {
         if let Some(first_start) = &first_start {
-            let text = first_start_text(first_start, ready.listen, &data_dir);
+            let text = first_start_text(first_start, ready.listen, is_secure, &data_dir);
             // Whoever closed stdout does not want the keys.
             _ = std::io::stdout().write_all(text.as_bytes());
         }
@@ -84,7 +93,7 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
         notify::ready();
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
-    match server::run(config, keys, &reload, on_ready) {
+    match server::run(config, tls, keys, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -133,7 +142,13 @@ fn write_ready_file(path: &Path, ready: &Ready) {
 }
 
 /// What the first start shows: the keys, this once, and a line each to receive and to send a message.
-fn first_start_text(keys: &FirstStart, listen: SocketAddr, data_dir: &Path) -> String {
+fn first_start_text(
+    keys: &FirstStart,
+    listen: SocketAddr,
+    is_secure: bool,
+    data_dir: &Path,
+) -> String {
+    let s = if is_secure { "s" } else { "" };
     let FirstStart {
         client_key,
         server_key,
@@ -149,13 +164,13 @@ First start: made the app \"dev\" with two keys. They are shown this once; {data
 
 Receive, with the Python SDK (pip install wsocket-io):
 
-  python3 -c 'import asyncio, wsocket; c = wsocket.create_client(\"ws://{address}\", \"{client_key}\"); \
+  python3 -c 'import asyncio, wsocket; c = wsocket.create_client(\"ws{s}://{address}\", \"{client_key}\"); \
 c.channel(\"chat\").on_message(lambda data, meta: print(data)); loop = asyncio.new_event_loop(); \
 loop.run_until_complete(c.connect()); loop.run_forever()'
 
 Send, with curl:
 
-  curl http://{address}/api/channels/chat/messages -H 'Authorization: Bearer {server_key}' \
+  curl http{s}://{address}/api/channels/chat/messages -H 'Authorization: Bearer {server_key}' \
 -H 'Content-Type: application/json' -d '{{\"data\": {{\"text\": \"hello\"}}}}'
 
 "
@@ -182,7 +197,12 @@ mod tests {
             client_key: "ck_1".into(),
             server_key: "sk_2".into(),
         };
-        let text = first_start_text(&keys, "0.0.0.0:9001".parse().unwrap(), Path::new("./data"));
+        let text = first_start_text(
+            &keys,
+            "0.0.0.0:9001".parse().unwrap(),
+            false,
+            Path::new("./data"),
+        );
         assert!(text.contains("curl http://127.0.0.1:9001/api/channels/chat/messages"));
         assert!(text.contains("\"ws://127.0.0.1:9001\", \"ck_1\"") && text.contains("Bearer sk_2"));
         assert!(text.contains(r#"-d '{"data": {"text": "hello"}}'"#));

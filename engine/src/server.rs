@@ -30,6 +30,7 @@ use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::sys;
+use crate::tls::Acceptors;
 use shard_thread::{Control, Plan};
 
 /// Name of the embedded store in the data folder.
@@ -66,6 +67,8 @@ pub enum RunError {
     Signals(io::Error),
     /// The store of messages cannot be used.
     Store(String),
+    /// The thread that follows certificate files cannot be made.
+    Tls(io::Error),
 }
 
 impl fmt::Display for RunError {
@@ -81,6 +84,7 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
         }
     }
 }
@@ -93,6 +97,7 @@ pub type Reload<'a> = &'a dyn Fn() -> Result<(Config, Vec<KeyRecord>), String>;
 /// Serves until a signal ends it. Blocks; the caller's thread handles the signals.
 pub fn run(
     config: Config,
+    tls: Acceptors,
     keys: Vec<KeyRecord>,
     reload: Reload<'_>,
     on_ready: impl FnOnce(&Ready),
@@ -111,8 +116,10 @@ pub fn run(
     let sockets = Sockets {
         listeners,
         admin: admin_listeners,
+        tls: tls.clone(),
     };
     let shards = start_shards(&config, keys, sockets, &store, replies)?;
+    let _watch = tls.watch().map_err(RunError::Tls)?;
     on_ready(&Ready { listen, admin });
     let mut current = config;
     for signal in &mut signals {
@@ -123,6 +130,7 @@ pub fn run(
             Ok((next, keys)) => {
                 tell_changes(&current, &next);
                 current = keep_fixed(&current, next);
+                tls.reload(&current);
                 apply(&shards, &current, keys);
             }
             Err(error) => log::error!("reload refused, the old configuration stays: {error}"),
@@ -156,10 +164,11 @@ fn bind_all(
     Ok((sockets, bound))
 }
 
-/// Listening sockets: one per shard, and the admin port's.
+/// Listening sockets, one per shard, and the admin port's; and what is shown on them.
 struct Sockets {
     listeners: Vec<Socket>,
     admin: Vec<Socket>,
+    tls: Acceptors,
 }
 
 /// A running shard as the main thread sees it.
@@ -183,6 +192,7 @@ fn start_shards(
     let Sockets {
         listeners,
         mut admin,
+        tls,
     } = sockets;
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let keys = Arc::new(KeyRing::new(keys));
@@ -206,6 +216,7 @@ fn start_shards(
             cors_origins: config.http.cors_origins.clone(),
             listener,
             admin: admin.pop(),
+            tls: tls.clone(),
             store: store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
@@ -255,17 +266,29 @@ fn options(config: &Config) -> Options {
 /// Settings that shards take over while they run.
 const RELOADABLE: [&str; 5] = ["limits", "websocket", "namespace", "log", "drain"];
 
-fn is_reloadable(path: &str) -> bool {
-    RELOADABLE
-        .iter()
-        .any(|table| path.split('.').next() == Some(table))
+fn is_reloadable(path: &str, current: &Config, next: &Config) -> bool {
+    let (tls, admin_tls) = keeps_tls(current, next);
+    let mut names = path.split('.');
+    match (names.next(), names.next()) {
+        (Some("tls"), _) => tls,
+        (Some("admin"), Some("tls")) => admin_tls,
+        (table, _) => table.is_some_and(|table| RELOADABLE.contains(&table)),
+    }
+}
+
+/// Whether each listener has TLS before and after a reload, which may then exchange its certificates.
+fn keeps_tls(current: &Config, next: &Config) -> (bool, bool) {
+    (
+        current.tls.is_on() && next.tls.is_on(),
+        current.admin_tls.is_some() && next.admin_tls.is_some(),
+    )
 }
 
 fn tell_changes(current: &Config, next: &Config) {
     let (live, fixed): (Vec<_>, Vec<_>) = current
         .changed(next)
         .into_iter()
-        .partition(|path| is_reloadable(path));
+        .partition(|path| is_reloadable(path, current, next));
     if !fixed.is_empty() {
         log::warn!("reload: needs a restart: {}", fixed.join(", "));
     }
@@ -297,12 +320,19 @@ fn apply(shards: &Shards, config: &Config, keys: Vec<KeyRecord>) {
 
 /// The next configuration, with what cannot change as it was.
 fn keep_fixed(current: &Config, next: Config) -> Config {
+    let (tls, admin_tls) = keeps_tls(current, &next);
+    let (of_tls, of_admin_tls) = (
+        if tls { &next } else { current }.tls.clone(),
+        if admin_tls { &next } else { current }.admin_tls.clone(),
+    );
     Config {
         limits: next.limits,
         websocket: next.websocket,
         namespace: next.namespace,
         log: next.log,
         drain: next.drain,
+        tls: of_tls,
+        admin_tls: of_admin_tls,
         ..current.clone()
     }
 }

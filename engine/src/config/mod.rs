@@ -6,6 +6,7 @@
 pub mod cli;
 mod cores;
 mod source;
+mod tls;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -21,6 +22,7 @@ use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
 pub use self::source::Env;
 use self::source::{Name, Reader, core_list, integer, string};
+pub use self::tls::{AdminTls, CertificateFiles, Tls};
 
 /// File descriptors kept for what is not a client connection: rings, listeners, files, the HTTP API.
 pub const NOFILE_RESERVE: usize = 512;
@@ -57,6 +59,10 @@ pub struct Config {
     pub limits: Limits,
     /// How the socket behaves.
     pub websocket: WebSocket,
+    /// The public listener's certificates.
+    pub tls: Tls,
+    /// The admin listener's; none where it is plain.
+    pub admin_tls: Option<AdminTls>,
     /// The HTTP API.
     pub http: Http,
     /// How shards run.
@@ -229,6 +235,8 @@ impl Config {
             ready_file: flags.ready_file.as_ref().map(PathBuf::from),
             limits: reader.take_section("limits", Limits::default()),
             websocket: reader.take_section("websocket", WebSocket::default()),
+            tls: reader.take_section("tls", Tls::default()),
+            admin_tls: reader.take("admin.tls", None),
             http: reader.take_section("http", Http::default()),
             runtime: reader.take_section("runtime", Runtime::default()),
             store: reader.take_section("store", StoreConfig::default()),
@@ -371,6 +379,8 @@ impl Config {
         for path in &mut paths {
             if path == "admin_listen" {
                 *path = ADMIN_LISTEN.key.to_owned();
+            } else if let Some(rest) = path.strip_prefix("admin_tls") {
+                *path = format!("admin.tls{rest}");
             } else if path == "cores" && self.cores.len() != other.cores.len() {
                 *path = SHARDS.key.to_owned();
             }

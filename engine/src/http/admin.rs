@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use glommio::net::TcpStream;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
@@ -19,6 +18,7 @@ use shardwire_proto::shard::Stats;
 use shardwire_proto::url::parse_target;
 
 use super::{Refusal, Stage, drive, effective_method, json};
+use crate::conn::Transport;
 use crate::metrics::{self, Process};
 use crate::shard::Server;
 use crate::store::StoreHandle;
@@ -37,14 +37,14 @@ pub struct AdminSettings {
 
 /// Serves a connection of the admin port until it ends. `head` is what was read of it.
 pub async fn serve_admin(
-    stream: TcpStream,
+    transport: Transport,
     head: Vec<u8>,
     server: Server,
     settings: Rc<AdminSettings>,
 ) {
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     drive(
-        stream,
+        transport,
         head,
         head_bytes_max,
         async |request: Request<Incoming>, _| {

@@ -22,7 +22,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::future;
-use glommio::net::TcpStream;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -36,6 +35,7 @@ pub use self::admin::{AdminSettings, serve_admin};
 use self::cors::Cors;
 use self::io::Io;
 use self::pace::{Pace, Watchdog};
+use crate::conn::Transport;
 use crate::shard::Server;
 
 /// Bytes hyper buffers per connection beside a body: a head, and room to read a body in pieces of this.
@@ -77,10 +77,10 @@ impl HttpSettings {
 }
 
 /// Serves a connection of the public port until it ends. `head` is what was read of it.
-pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
+pub async fn serve(transport: Transport, head: Vec<u8>, server: Server) {
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     drive(
-        stream,
+        transport,
         head,
         head_bytes_max,
         async |request: Request<Incoming>, pace: &Pace| {
@@ -115,13 +115,13 @@ pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
 }
 
 /// Runs one connection with keep-alive and pipelining: `answer` is called for each request in turn.
-async fn drive<F>(stream: TcpStream, head: Vec<u8>, head_bytes_max: usize, answer: F)
+async fn drive<F>(transport: Transport, head: Vec<u8>, head_bytes_max: usize, answer: F)
 where
     F: AsyncFn(Request<Incoming>, &Pace) -> Response<Full<Bytes>>,
 {
-    let fd = stream.as_raw_fd();
+    let fd = transport.as_raw_fd();
     let pace = Pace::new(Instant::now());
-    let io = Io::new(stream, head, pace.clone());
+    let io = Io::new(transport, head, pace.clone());
     let service = service_fn(|request| {
         pace.on_request(Instant::now());
         let (answer, pace) = (&answer, &pace);

@@ -14,12 +14,13 @@ use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
-use crate::conn::head::read_head_by;
+use crate::conn::head::accept;
 use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
 use crate::sys;
+use crate::tls::{Acceptor, Acceptors};
 
 /// Everything a shard's thread is given.
 pub(super) struct Plan {
@@ -34,6 +35,7 @@ pub(super) struct Plan {
     pub(super) listener: Socket,
     /// The admin listener, on the first shard.
     pub(super) admin: Option<Socket>,
+    pub(super) tls: Acceptors,
     pub(super) store: StoreHandle,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
@@ -73,6 +75,7 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        tls: plan.tls.public,
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -105,7 +108,13 @@ pub(super) async fn run(plan: Plan) {
     });
     if let Some(listener) = plan.admin {
         let listener = sys::glommio_listener(listener);
-        glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
+        glommio::spawn_local(accept_admin(
+            server.clone(),
+            listener,
+            plan.tls.admin,
+            admin.clone(),
+        ))
+        .detach();
     }
     // The main thread waits for it.
     let _ = plan.up.send(());
@@ -130,14 +139,18 @@ pub(super) async fn run(plan: Plan) {
     }
 }
 
-async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminSettings>) {
+async fn accept_admin(
+    server: Server,
+    listener: TcpListener,
+    tls: Option<Acceptor>,
+    settings: Rc<AdminSettings>,
+) {
     loop {
-        let (server, settings) = (server.clone(), settings.clone());
+        let (server, tls, settings) = (server.clone(), tls.clone(), settings.clone());
         match listener.accept().await {
-            Ok(mut stream) => glommio::spawn_local(async move {
-                let deadline = server.settings.handshake_deadline;
-                if let Some(head) = read_head_by(&server, &mut stream, deadline).await {
-                    serve_admin(stream, head, server, settings).await;
+            Ok(stream) => glommio::spawn_local(async move {
+                if let Some((transport, head)) = accept(&server, stream, tls.as_ref()).await {
+                    serve_admin(transport, head, server, settings).await;
                 }
             })
             .detach(),

@@ -19,7 +19,7 @@ mod requests;
 mod turn;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,8 +32,10 @@ use shardwire_proto::shard::Shard;
 use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
+use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::store::StoreHandle;
+use crate::tls::Acceptor;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
@@ -54,6 +56,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
+    /// The certificates that are shown; none where connections are plain.
+    pub tls: Option<Acceptor>,
 }
 
 pub struct ShardRuntime<C> {
@@ -89,6 +93,8 @@ pub(crate) struct Link {
     /// The kernel took less than it was offered; the connection's task waits for room.
     pub(crate) blocked: bool,
     pub(crate) ending: Ending,
+    /// It has a session in [`Links`].
+    pub(crate) is_secure: bool,
     used: bool,
 }
 
@@ -103,11 +109,13 @@ pub(crate) enum Ending {
 }
 
 /// Links by slot; the table of the core's connections decides who has which.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Links {
     links: Vec<Link>,
     /// Wakers of the connections' tasks.
     wakers: Vec<Option<Waker>>,
+    /// TLS sessions; as long as the slot of the last one, so none where connections are plain.
+    sessions: Vec<Option<SharedSession>>,
 }
 
 impl Links {
@@ -115,6 +123,11 @@ impl Links {
         self.links
             .get_mut(conn.slot as usize)
             .filter(|l| l.used && l.generation == conn.generation)
+    }
+
+    /// The TLS session of a connection that has one.
+    pub(crate) fn session(&self, conn: ConnId) -> Option<&SharedSession> {
+        self.sessions.get(conn.slot as usize)?.as_ref()
     }
 
     /// Wakes a connection's task.
@@ -134,11 +147,13 @@ impl Links {
         }
     }
 
-    fn insert(&mut self, conn: ConnId, fd: RawFd) {
+    fn insert(&mut self, conn: ConnId, transport: &Transport) {
         let slot = conn.slot as usize;
+        let session = transport.session();
         let link = Link {
             generation: conn.generation,
-            fd,
+            fd: transport.as_raw_fd(),
+            is_secure: session.is_some(),
             blocked: false,
             ending: Ending::No,
             used: true,
@@ -153,12 +168,21 @@ impl Links {
         }
         self.links[slot] = link;
         self.wakers[slot] = None;
+        if let Some(session) = session {
+            if self.sessions.len() <= slot {
+                self.sessions.resize(slot + 1, None);
+            }
+            self.sessions[slot] = Some(session.clone());
+        }
     }
 
     fn remove(&mut self, conn: ConnId) {
         if let Some(link) = self.get(conn) {
             link.used = false;
             self.wakers[conn.slot as usize] = None;
+            if let Some(session) = self.sessions.get_mut(conn.slot as usize) {
+                *session = None;
+            }
         }
     }
 }
@@ -309,8 +333,8 @@ impl<C: Core> ShardRuntime<C> {
     }
 
     /// Lets the flush reach a connection's socket.
-    pub(crate) fn link(&self, conn: ConnId, fd: RawFd) {
-        self.links.borrow_mut().insert(conn, fd);
+    pub(crate) fn link(&self, conn: ConnId, transport: &Transport) {
+        self.links.borrow_mut().insert(conn, transport);
     }
 
     /// Forgets a connection, on both sides.

@@ -83,6 +83,7 @@ impl Node {
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
                 store: Some(for_shard),
+                tls: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
@@ -110,7 +111,7 @@ impl Node {
             glommio::spawn_local(async move {
                 while let Ok(stream) = listener.accept().await {
                     let served = serve_admin(
-                        stream,
+                        stream.into(),
                         Vec::new(),
                         for_admin.clone(),
                         admin_settings.clone(),
