@@ -57,6 +57,9 @@ pub(crate) async fn accept<C: Core>(
         let outcome = transport.outcome().unwrap_or(Outcome::Incomplete);
         runtime.count(|io| io.count_tls(outcome));
     }
+    if head.is_none() {
+        transport.say_goodbye();
+    }
     head.map(|head| (transport, head))
 }
 
