@@ -16,14 +16,20 @@ use super::ConnTask;
 use crate::shard::{Core, Handshake, Occupied, ShardRuntime};
 use crate::sys::{self, Sent};
 
-/// Seconds after which a client that met a full server is asked to come back.
-const RETRY_AFTER_S: &str = "5";
+/// `Retry-After` headers for clients that met a full server: one is drawn for each, so that a crowd comes back spread.
+const RETRY_AFTER: [[(&str, &str); 1]; 5] = [
+    [("Retry-After", "1")],
+    [("Retry-After", "2")],
+    [("Retry-After", "3")],
+    [("Retry-After", "4")],
+    [("Retry-After", "5")],
+];
 
 /// Serves an accepted connection up to its upgrade, or as HTTP.
 pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, mut stream: TcpStream) {
     let Some(occupied) = runtime.occupy() else {
         let error = ErrorCode::ConnectionLimit.into();
-        refuse(&stream, &error, &[("Retry-After", RETRY_AFTER_S)]);
+        refuse(&stream, &error, retry_after());
         return;
     };
     let deadline = runtime.settings.handshake_deadline;
@@ -150,7 +156,7 @@ fn grant<C: Core>(
         .authorize(handshake, random)
         .map_err(|error| Refusal {
             headers: match error.code.http_status() {
-                429 | 503 => &[("Retry-After", RETRY_AFTER_S)],
+                429 | 503 => retry_after(),
                 _ => &[],
             },
             error,
@@ -159,6 +165,12 @@ fn grant<C: Core>(
     let mut accept = Vec::with_capacity(256);
     write_accept(&mut accept, upgrade.key);
     Ok((grant, accept))
+}
+
+/// When to come back, other for each client.
+pub(crate) fn retry_after() -> &'static [(&'static str, &'static str)] {
+    let [drawn, ..] = sys::random();
+    &RETRY_AFTER[usize::from(drawn) % RETRY_AFTER.len()]
 }
 
 /// The credentials of an `Authorization: Bearer` header.
