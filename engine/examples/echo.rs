@@ -22,9 +22,10 @@ use std::time::Duration;
 use clap::Parser;
 use futures_lite::future;
 use glommio::{LocalExecutorBuilder, Placement};
+use shardwire::accept::{Acceptor, INBOX_CONNECTIONS};
 use shardwire::conn::Transport;
 use shardwire::http::HttpSettings;
-use shardwire::shard::{Core, Handshake, IoCounts, Settings, ShardRuntime, start_clock};
+use shardwire::shard::{Core, Handshake, IoCounts, Settings, ShardRuntime, inbox, start_clock};
 use shardwire::{check, sys};
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
@@ -77,7 +78,7 @@ fn run(addr: SocketAddr) -> Result<(), String> {
     // Caught before anyone is told to connect: a signal that comes early still ends it cleanly.
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| format!("cannot catch signals: {error}"))?;
-    let listener = sys::listen_exclusively(addr, Duration::from_secs(30))
+    let listener = sys::listen(addr, Duration::from_secs(30))
         .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
     let shard = LocalExecutorBuilder::new(Placement::Unbound)
         .name("echo")
@@ -109,12 +110,16 @@ async fn serve(listener: Socket) {
     let http = Rc::new(HttpSettings::new(1, &[]));
     let runtime = ShardRuntime::new(ShardId(0), Echo::default(), settings, http, start_clock());
     glommio::spawn_local(runtime.clone().run_turns()).detach();
-    let accepting = glommio::spawn_local(runtime.accept(sys::glommio_listener(listener)));
+    let (connections, inbox) = inbox::bounded(INBOX_CONNECTIONS);
+    let accepting = Acceptor::start(vec![listener], vec![connections]);
     if let Some(bound) = bound {
         // Whoever closed stdout knows the address.
         let _ = writeln!(io::stdout(), "listening on {bound}");
     }
-    accepting.await;
+    match accepting {
+        Ok(_) => runtime.admit_all(inbox).await,
+        Err(error) => eprintln!("echo: cannot accept connections: {error}"),
+    }
 }
 
 /// The connections and what waits for them. See [`Core`] for who calls what when.

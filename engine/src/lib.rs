@@ -3,6 +3,8 @@
 //! Where bytes enter and leave: [`conn`]; the order of a turn: [`shard`]; start and stop order:
 //! [`server`]; certificates: [`tls`]; all `unsafe`: [`sys`].
 
+pub mod accept;
+pub mod activation;
 pub mod check;
 pub mod config;
 pub mod conn;
@@ -15,4 +17,6 @@ pub mod server;
 pub mod shard;
 pub mod store;
 pub mod sys;
+pub mod takeover;
 pub mod tls;
+pub mod watchdog;

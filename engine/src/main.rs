@@ -9,12 +9,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use shardwire::activation::Inherited;
 use shardwire::check::{self, Grade};
 use shardwire::config::cli::{Cli, Command, Flags};
 use shardwire::config::{Config, Env, Host};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
 use shardwire::notify;
 use shardwire::server::{self, Ready};
+use shardwire::takeover;
 use shardwire::tls::Acceptors;
 
 #[global_allocator]
@@ -32,14 +34,14 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check { json }) => check::command(&cli.flags, &env, json),
         None => {
-            let code = serve(&cli.flags, &env);
+            let code = serve(&cli.flags, cli.takeover, &env);
             log::logger().flush();
             code
         }
     }
 }
 
-fn serve(flags: &Flags, env: &Env) -> ExitCode {
+fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
     let host = Host::of_process();
     let (config, dev_keys) = match (Config::load(flags, env, &host), DevKeys::from_env(env)) {
         (Ok(config), Ok(dev_keys)) => (config, dev_keys),
@@ -53,7 +55,14 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     };
     shardwire::log::init(&config.log);
     log_warnings(&config);
-    if !host_is_usable(&config) {
+    let inherited = match Inherited::from_service_manager() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    if !host_is_usable(&config, &inherited, takes_over) {
         return ExitCode::from(EXIT_UNUSABLE);
     }
     let tls = match Acceptors::load(&config) {
@@ -63,7 +72,15 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
             return ExitCode::from(EXIT_UNUSABLE);
         }
     };
-    let opened = DataDir::lock(&config.data_dir).and_then(|dir| {
+    // Last of all checks: whoever asks for it has to be able to go on.
+    let (inherited, patience) = match take_over(&config, inherited, takes_over) {
+        Ok(taken) => taken,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let opened = DataDir::lock_within(&config.data_dir, patience).and_then(|dir| {
         keys::open(&dir, &dev_keys).map(|(keys, first_start)| (dir, keys, first_start))
     });
     let (dir, keys, first_start) = match opened {
@@ -90,10 +107,10 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
         if let Some(path) = &ready_file {
             write_ready_file(path, ready);
         }
-        notify::ready();
+        notify::ready(&format!("serving {}", ready.listen));
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
-    match server::run(config, tls, keys, &reload, on_ready) {
+    match server::run(config, tls, keys, inherited, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -108,14 +125,51 @@ fn log_warnings(config: &Config) {
     }
 }
 
+/// The listening sockets of the server that is to be succeeded, if that is asked for and one runs, and how long to wait
+/// for its place.
+fn take_over(
+    config: &Config,
+    inherited: Inherited,
+    takes_over: bool,
+) -> Result<(Inherited, Duration), String> {
+    if !takes_over {
+        return Ok((inherited, Duration::ZERO));
+    }
+    let taken = takeover::take(&config.data_dir).map_err(|error| {
+        format!("the running server does not hand over its sockets, and goes on: {error}")
+    })?;
+    let Some(taken) = taken else {
+        log::info!("no server runs on this data folder: nothing to take over");
+        return Ok((inherited, Duration::ZERO));
+    };
+    log::info!(predecessor = taken.pid; "took over the listening sockets; waiting for the predecessor to end");
+    let theirs = taken.sockets.only(config.listen, config.admin_listen);
+    // What a service manager passes on comes first.
+    let or = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
+    let sockets = Inherited {
+        client: or(inherited.client, theirs.client),
+        admin: or(inherited.admin, theirs.admin),
+    };
+    Ok((sockets, taken.gone_within))
+}
+
 /// Raises this process's limits, then logs what is amiss with the host. False when the server could not run.
-fn host_is_usable(config: &Config) -> bool {
+fn host_is_usable(config: &Config, inherited: &Inherited, takes_over: bool) -> bool {
     check::raise_limits();
-    for address in [config.listen, config.admin_listen] {
+    // Addresses that are passed on are taken, and rightly so.
+    let own = |address, passed_on: bool| (!passed_on && !takes_over).then_some(address);
+    let own = [
+        own(config.listen, !inherited.client.is_empty()),
+        own(config.admin_listen, !inherited.admin.is_empty()),
+    ];
+    for address in own.into_iter().flatten() {
         check::await_free(address, RESTART_PATIENCE);
     }
     let mut usable = true;
-    for finding in check::host(config) {
+    let findings = check::host(config)
+        .into_iter()
+        .chain(check::addresses(config, own));
+    for finding in findings {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.grade {
             Grade::Ok => log::debug!(value = finding.value; "{}", finding.what),

@@ -183,8 +183,10 @@ pub enum LogFormat {
 pub struct Drain {
     /// Connections ended per second, over the whole process.
     pub rate: u32,
-    /// Seconds from the signal to the end; what is still connected then is ended at once.
+    /// Seconds from the first end to the last; what is still connected then is ended at once.
     pub deadline_s: u64,
+    /// Seconds before the first end in which `/readyz` already says so and clients are still let in: for load balancers.
+    pub announce_s: u64,
 }
 
 impl Default for Drain {
@@ -192,6 +194,7 @@ impl Default for Drain {
         Self {
             rate: 2000,
             deadline_s: 30,
+            announce_s: 0,
         }
     }
 }
@@ -323,6 +326,12 @@ impl Config {
                 "drain.deadline_s",
                 self.drain.deadline_s,
                 1,
+                DRAIN_DEADLINE_S_MAX,
+            ),
+            (
+                "drain.announce_s",
+                self.drain.announce_s,
+                0,
                 DRAIN_DEADLINE_S_MAX,
             ),
         ];

@@ -67,7 +67,8 @@ fn defaults_are_the_contract() {
         config.drain,
         Drain {
             rate: 2000,
-            deadline_s: 30
+            deadline_s: 30,
+            announce_s: 0,
         }
     );
     assert!(
@@ -194,7 +195,8 @@ fn every_section_is_read() {
         config.drain,
         Drain {
             rate: 10,
-            deadline_s: 5
+            deadline_s: 5,
+            announce_s: 0,
         }
     );
     assert_eq!(

@@ -14,8 +14,14 @@ use crate::shard::{Core, Handshake, Occupied, ShardRuntime};
 use crate::sys;
 use crate::tls::{Acceptor, Outcome};
 
-/// Seconds after which a client that met a full server is asked to come back.
-const RETRY_AFTER_S: &str = "5";
+/// `Retry-After` headers for clients that met a full server: one is drawn for each, so that a crowd comes back spread.
+const RETRY_AFTER: [[(&str, &str); 1]; 5] = [
+    [("Retry-After", "1")],
+    [("Retry-After", "2")],
+    [("Retry-After", "3")],
+    [("Retry-After", "4")],
+    [("Retry-After", "5")],
+];
 
 /// Serves an accepted connection up to its upgrade, or as HTTP.
 pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, stream: TcpStream) {
@@ -24,11 +30,7 @@ pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, stream: TcpStre
         // Where a handshake would come first, the end has to be answer enough.
         if tls.is_none() {
             let error = ErrorCode::ConnectionLimit.into();
-            refuse(
-                &mut stream.into(),
-                &error,
-                &[("Retry-After", RETRY_AFTER_S)],
-            );
+            refuse(&mut stream.into(), &error, retry_after());
         }
         return;
     };
@@ -170,7 +172,7 @@ fn grant<C: Core>(
         .authorize(handshake, random)
         .map_err(|error| Refusal {
             headers: match error.code.http_status() {
-                429 | 503 => &[("Retry-After", RETRY_AFTER_S)],
+                429 | 503 => retry_after(),
                 _ => &[],
             },
             error,
@@ -179,6 +181,12 @@ fn grant<C: Core>(
     let mut accept = Vec::with_capacity(256);
     write_accept(&mut accept, upgrade.key);
     Ok((grant, accept))
+}
+
+/// When to come back, other for each client.
+pub(crate) fn retry_after() -> &'static [(&'static str, &'static str)] {
+    let [drawn, ..] = sys::random();
+    &RETRY_AFTER[usize::from(drawn) % RETRY_AFTER.len()]
 }
 
 /// The credentials of an `Authorization: Bearer` header.

@@ -36,6 +36,7 @@ use self::cors::Cors;
 use self::io::Io;
 use self::pace::{Pace, Watchdog};
 use crate::conn::Transport;
+use crate::conn::head::retry_after;
 use crate::shard::Server;
 
 /// Bytes hyper buffers per connection beside a body: a head, and room to read a body in pieces of this.
@@ -59,6 +60,8 @@ pub struct HttpSettings {
     pub shards: usize,
     /// Moved by whoever starts and stops the shard. While draining, each answer ends its connection.
     pub stage: Cell<Stage>,
+    /// Requests that have not been answered: a drain waits for them.
+    pub in_flight: Cell<usize>,
     cors: Cors,
     routes: api::Routes,
 }
@@ -70,6 +73,7 @@ impl HttpSettings {
         Self {
             shards,
             stage: Cell::default(),
+            in_flight: Cell::default(),
             cors: Cors::new(cors_origins),
             routes: api::Routes::new(),
         }
@@ -92,6 +96,7 @@ pub async fn serve(transport: Transport, head: Vec<u8>, server: Server) {
                 .trim_start_matches('/')
                 .starts_with("api/");
             let origin = request.headers().get(header::ORIGIN).cloned();
+            let in_flight = InFlight::new(&settings.in_flight);
             let mut response =
                 api::answer(request, &server, pace)
                     .await
@@ -108,10 +113,27 @@ pub async fn serve(transport: Transport, head: Vec<u8>, server: Server) {
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            drop(in_flight);
             response
         },
     )
     .await;
+}
+
+/// Counts a request until its answer is made, also when its connection ends before that.
+struct InFlight<'a>(&'a Cell<usize>);
+
+impl<'a> InFlight<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Runs one connection with keep-alive and pipelining: `answer` is called for each request in turn.
@@ -235,7 +257,9 @@ impl Refusal {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             429 | 503 => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                for (_, seconds) in retry_after() {
+                    headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+                }
             }
             _ => {}
         }

@@ -2,7 +2,7 @@
 //! connections.
 //!
 //! ```text
-//! accept ─► head task ─┬─► conn task (one per WebSocket connection, `conn`)
+//! admission ─► head task ─┬─► conn task (one per WebSocket connection, `conn`)
 //!                      └─► HTTP (`http`)
 //! conn tasks, mesh tasks, HTTP handlers ──with──► Core ──schedule──► turn task: outputs, mesh, flush
 //! ```
@@ -12,6 +12,7 @@
 //! Nothing here is locked, and no borrow is held across an `.await`: [`ShardRuntime::with`] makes
 //! one whole change.
 
+mod admission;
 pub mod core;
 pub mod inbox;
 mod mesh;
@@ -293,25 +294,6 @@ impl<C: Core> ShardRuntime<C> {
         let mut io = self.io.get();
         add(&mut io);
         self.io.set(io);
-    }
-
-    /// Serves connections from a listening socket until the task is dropped.
-    pub async fn accept(self: Rc<Self>, listener: glommio::net::TcpListener) {
-        /// Connections accepted in a row before others get their turn.
-        const BURST: usize = 64;
-        loop {
-            for _ in 0..BURST {
-                match listener.shared_accept().await {
-                    Ok(accepted) => self.admit(accepted.bind_to_executor()),
-                    Err(error) => {
-                        // Out of descriptors, mostly: those that end make room again.
-                        log::warn!("shard {}: accept failed: {error}", self.id.0);
-                        glommio::timer::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
-            glommio::executor().yield_now().await;
-        }
     }
 
     fn admit(self: &Rc<Self>, stream: TcpStream) {

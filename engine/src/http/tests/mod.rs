@@ -24,6 +24,7 @@ use shardwire_proto::ws::{DecoderConfig, Role};
 use tempfile::TempDir;
 
 use super::{AdminSettings, HttpSettings, Stage, serve_admin};
+use crate::accept::Acceptor;
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreConfig, StoreHandle};
@@ -47,6 +48,7 @@ struct Node {
     admin: SocketAddr,
     stage: inbox::InboxSender<Option<Stage>>,
     thread: Option<ExecutorJoinHandle<()>>,
+    acceptor: Option<Acceptor>,
 }
 
 impl Node {
@@ -57,6 +59,8 @@ impl Node {
         let address = |socket: &socket2::Socket| socket.local_addr().unwrap().as_socket().unwrap();
         let (public_address, admin_address) = (address(&public), address(&admin));
         let (stage, stages) = inbox::bounded(4);
+        let (to_shard, connections) = inbox::bounded(4);
+        let acceptor = Acceptor::start(vec![public], vec![to_shard]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (inbox, replies) = inbox::bounded(store::INBOX_ENTRIES);
         let storage = Sqlite::new(folder.path().join("messages.db"));
@@ -101,7 +105,7 @@ impl Node {
             let server = ShardRuntime::new(ShardId(0), core, settings, http, clock);
             glommio::spawn_local(server.clone().run_turns()).detach();
             glommio::spawn_local(server.clone().hear_store(replies)).detach();
-            glommio::spawn_local(server.clone().accept(sys::glommio_listener(public))).detach();
+            glommio::spawn_local(server.clone().admit_all(connections)).detach();
             let settings = Rc::new(AdminSettings {
                 shards,
                 stage: Cell::new(Stage::Starting),
@@ -133,6 +137,7 @@ impl Node {
             admin: admin_address,
             stage,
             thread: Some(thread),
+            acceptor: Some(acceptor),
         }
     }
 
@@ -148,6 +153,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop();
+        }
         let _ = self.stage.try_send(None);
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();
