@@ -280,3 +280,34 @@ def test_rewind_and_history(server, peers, channel):
     assert [m["data"] for m in page["messages"]] == [0, 1, 2] and page["has_more"] is False
     assert [m["sequence"] for m in page["messages"]] == [1, 2, 3]
     peer.end()
+
+
+def test_its_presence_calls_and_listeners(server, channel):
+    """Two SDK clients that only listen to presence, as the README of the SDK shows it."""
+    ann, bob = Peer(server), Peer(server)
+    try:
+        for peer in (ann, bob):
+            peer.expect("state", state="connected")
+            peer.do("attend", channel=channel)
+        ann.do("presence", channel=channel, call="enter", **{"with": [{"name": "ann"}]})
+        entered = ann.expect("enter", data={"name": "ann"})
+        assert entered["joined"] > 1.7e12
+        me = entered["client"]
+        bob.do("presence", channel=channel, call="enter")
+        other = ann.expect("enter", data=None)["client"]
+        assert other != me
+        ann.do("presence", channel=channel, call="update", **{"with": [{"name": "Ann"}]})
+        updated = bob.expect("update", client=me, data={"name": "Ann"})
+        assert updated["joined"] == entered["joined"]
+        bob.do("presence", channel=channel, call="get")
+        members = bob.expect("members")["members"]
+        assert {m["client"]: m["data"] for m in members} == {me: {"name": "Ann"}, other: None}
+        ann.do("presence", channel=channel, call="leave")
+        for peer in (ann, bob):
+            peer.expect("leave", client=me, data={"name": "Ann"})
+        bob.do("presence", channel=channel, call="get")
+        assert [m["client"] for m in bob.expect("members")["members"]] == [other]
+    finally:
+        for peer in (ann, bob):
+            peer.process.kill()
+            peer.process.wait()

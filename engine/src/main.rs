@@ -80,10 +80,10 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let opened = DataDir::lock_within(&config.data_dir, patience).and_then(|dir| {
-        keys::open(&dir, &dev_keys).map(|(keys, first_start)| (dir, keys, first_start))
-    });
-    let (dir, keys, first_start) = match opened {
+    let opened = DataDir::lock_within(&config.data_dir, patience)
+        .and_then(|dir| keys::open(&dir, &dev_keys).map(|opened| (dir, opened)));
+    // The folder is this process's as long as `_dir` is there.
+    let (_dir, opened) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             log::error!("{error}");
@@ -93,9 +93,9 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
     let reload = || {
         let next = Config::load(flags, env, &host).map_err(|error| error.problems.join("; "))?;
         log_warnings(&next);
-        let keys = keys::read(&dir).map_err(|error| error.to_string())?;
-        Ok((next, keys))
+        Ok(next)
     };
+    let first_start = opened.first_start.clone();
     let (ready_file, data_dir) = (config.ready_file.clone(), config.data_dir.clone());
     let is_secure = config.tls.is_on();
     let on_ready = |ready: &Ready| {
@@ -110,7 +110,7 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
         notify::ready(&format!("serving {}", ready.listen));
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
-    match server::run(config, tls, keys, inherited, &reload, on_ready) {
+    match server::run(config, tls, opened, inherited, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

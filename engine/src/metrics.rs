@@ -107,6 +107,19 @@ pub fn render(
         page.sample("shardwire_shard_up", &[("shard", &index)], u8::from(up));
     }
     render_simple(&mut page, shards);
+    page.family(
+        "shardwire_shard_cpu_seconds_total",
+        "counter",
+        "CPU time of the shard's thread.",
+    );
+    for (shard, stats) in shards {
+        let seconds = stats.counters.cpu_us as f64 / 1e6;
+        page.sample(
+            "shardwire_shard_cpu_seconds_total",
+            &[("shard", &shard.0)],
+            seconds,
+        );
+    }
     render_labelled(&mut page, shards);
     render_histograms(&mut page, shards);
     if let Some(store) = store {
@@ -119,7 +132,7 @@ pub fn render(
 /// One number per shard.
 fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Read = fn(&Stats) -> u64;
-    let families: [(&str, &str, &str, Read); 17] = [
+    let families: [(&str, &str, &str, Read); 21] = [
         (
             "shardwire_connections",
             "gauge",
@@ -137,6 +150,30 @@ fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
             "gauge",
             "Channels that the shard orders.",
             |s| s.home_channels as u64,
+        ),
+        (
+            "shardwire_presence_members",
+            "gauge",
+            "Presence members of the channels that the shard orders.",
+            |s| s.members as u64,
+        ),
+        (
+            "shardwire_presence_away",
+            "gauge",
+            "Members whose connection was lost and who may come back.",
+            |s| s.members_away as u64,
+        ),
+        (
+            "shardwire_presence_returns_total",
+            "counter",
+            "Members who came back in time.",
+            |s| s.counters.presence_returns,
+        ),
+        (
+            "shardwire_presence_notices_total",
+            "counter",
+            "Presence events and numbers queued for connections.",
+            |s| s.counters.presence_notices,
         ),
         (
             "shardwire_subscriptions",

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use shardwire_proto::auth::key::{KeyRecord, KeyRing};
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use socket2::Socket;
@@ -28,6 +28,9 @@ use socket2::Socket;
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
 use crate::config::Config;
+use crate::http::AdminStart;
+use crate::keys::{self, Opened};
+use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
@@ -84,6 +87,8 @@ pub enum RunError {
     Store(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
+    /// The admin token cannot be read.
+    AdminToken(String),
 }
 
 impl fmt::Display for RunError {
@@ -100,21 +105,22 @@ impl fmt::Display for RunError {
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
+            Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
     }
 }
 
 impl std::error::Error for RunError {}
 
-/// What a reload brings: a configuration and keys that have been read and checked.
-pub type Reload<'a> = &'a dyn Fn() -> Result<(Config, Vec<KeyRecord>), String>;
+/// What a reload brings: a configuration that has been read and checked.
+pub type Reload<'a> = &'a dyn Fn() -> Result<Config, String>;
 
 /// Serves until a signal ends it, on the sockets that were passed on, or its own. Blocks; the caller's thread is the one
 /// that orders start and end.
 pub fn run(
     config: Config,
     tls: Acceptors,
-    keys: Vec<KeyRecord>,
+    opened: Opened,
     inherited: Inherited,
     reload: Reload<'_>,
     on_ready: impl FnOnce(&Ready),
@@ -133,7 +139,37 @@ pub fn run(
     let (listen, admin) = sockets
         .addresses()
         .unwrap_or((config.listen, config.admin_listen));
-    let (shards, connections) = start_shards(&config, keys, sockets.admin, &tls, &store, replies)?;
+    let token = keys::read_admin_token(&config.data_dir)
+        .map_err(|error| RunError::AdminToken(error.to_string()))?;
+    let (shard_inboxes, snapshots): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(registry::SNAPSHOTS_WAITING_MAX))
+        .unzip();
+    let Opened {
+        documents,
+        registry,
+        ..
+    } = opened;
+    let registry = registry::start(
+        documents,
+        registry,
+        shard_inboxes,
+        config.auth.jwks_allow_http,
+    );
+    let served = Served {
+        registry: registry.clone(),
+        store: store.clone(),
+        tls: tls.clone(),
+        admin: sockets.admin,
+        admin_start: AdminStart {
+            token,
+            config: Arc::new(config.clone()),
+            listen,
+            admin,
+        },
+    };
+    let (shards, connections) = start_shards(&config, served, replies, snapshots)?;
     let failed = |error| RunError::Listen {
         addr: listen,
         error,
@@ -144,10 +180,11 @@ pub fn run(
     let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;
     while pulse.next(&orders) == Order::Reload {
-        reload::reload(&shards, &tls, &mut current, reload);
+        reload::reload(&shards, &tls, &registry, &mut current, reload);
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
     }
@@ -236,6 +273,15 @@ impl Accepting {
     }
 }
 
+/// What the shards are given beside their inboxes.
+struct Served {
+    registry: RegistryHandle,
+    store: StoreHandle,
+    tls: Acceptors,
+    admin: Vec<Socket>,
+    admin_start: AdminStart,
+}
+
 /// A running shard as the main thread sees it.
 struct Running {
     control: InboxSender<Control>,
@@ -253,14 +299,11 @@ type Connections = Vec<InboxSender<Socket>>;
 
 fn start_shards(
     config: &Config,
-    keys: Vec<KeyRecord>,
-    admin: Vec<Socket>,
-    tls: &Acceptors,
-    store: &StoreHandle,
+    served: Served,
     replies: Vec<Inbox<StoreReply>>,
+    snapshots: Vec<Inbox<Arc<Registry>>>,
 ) -> Result<(Shards, Connections), RunError> {
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
-    let keys = Arc::new(KeyRing::new(keys));
     let placement = ChannelPlacement::new(random_u64(), count);
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let clock = start_clock();
@@ -270,15 +313,17 @@ fn start_shards(
     let beat_every = notify::watchdog_interval().map(Watchdog::period);
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
-    let mut admin = Some(admin);
-    for ((index, core), replies) in (0u16..).zip(&config.cores).zip(replies) {
+    let mut admin = Some(served.admin);
+    let inboxes = replies.into_iter().zip(snapshots);
+    for ((index, core), (replies, snapshots)) in (0u16..).zip(&config.cores).zip(inboxes) {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
         connections.push(to_shard);
         let plan = Plan {
             id: ShardId(index),
             placement: placement.clone(),
-            keys: keys.clone(),
+            registry: served.registry.clone(),
+            snapshots,
             options: options(config),
             seed: random_u64(),
             clock,
@@ -286,9 +331,10 @@ fn start_shards(
             cors_origins: config.http.cors_origins.clone(),
             connections: accepted,
             admin: admin.take().unwrap_or_default(),
-            tls: tls.clone(),
+            admin_start: served.admin_start.clone(),
+            tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),
-            store: store.clone(),
+            store: served.store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,

@@ -42,6 +42,17 @@ async def main(url, key, options):
 
         channel.subscribe(rewind=rewind)
 
+    def attend(name):
+        presence = client.channel(name).presence
+
+        def member(m):
+            return {"client": m.client_id, "data": m.data, "joined": m.joined_at}
+
+        presence.on_enter(lambda m: say("enter", channel=name, **member(m)))
+        presence.on_update(lambda m: say("update", channel=name, **member(m)))
+        presence.on_leave(lambda m: say("leave", channel=name, **member(m)))
+        presence.on_members(lambda all: say("members", channel=name, members=[member(m) for m in all]))
+
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     while line := await lines.readline():
@@ -57,6 +68,10 @@ async def main(url, key, options):
                 client.channel(command["channel"]).publish(command["data"], **command.get("options", {}))
             case "history":
                 client.channel(command["channel"]).history(**command.get("options", {}))
+            case "attend":
+                attend(command["channel"])
+            case "presence":
+                getattr(client.channel(command["channel"]).presence, command["call"])(*command.get("with", []))
             case "count":
                 for n in range(command["from"], command["to"]):
                     client.channel(command["channel"]).publish({"from": command["name"], "n": n})

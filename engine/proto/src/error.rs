@@ -346,6 +346,27 @@ impl CloseCause {
         }
     }
 
+    /// Whether the client may be expected back, so that what it has in presence waits for it (D20): after every end
+    /// that neither side has meant to be one.
+    #[must_use]
+    pub fn may_return(&self) -> bool {
+        match self {
+            Self::ProtocolError
+            | Self::InvalidUtf8
+            | Self::FrameTooLarge
+            | Self::Violation
+            | Self::TokenExpired
+            | Self::OverCapacity
+            | Self::RateAbuse
+            | Self::SlowConsumer
+            | Self::Drain
+            | Self::IdleTimeout
+            | Self::PeerGone => true,
+            Self::Disabled | Self::Quota | Self::EndedByAdmin | Self::PeerClosed { .. } => false,
+            Self::Admin(_) => !self.sends_close_frame(),
+        }
+    }
+
     /// A fixed name for metrics and logs.
     #[must_use]
     pub fn label(&self) -> &'static str {

@@ -34,6 +34,38 @@ pub const CLIENT_ID_BYTES_MAX: usize = 128;
 pub const MESSAGE_ID_BYTES_MAX: usize = 128;
 /// Channels one connection may be subscribed to.
 pub const CHANNELS_PER_CONN_MAX: usize = 256;
+/// Bytes of an app's or a key's id.
+pub const APP_ID_BYTES_MAX: usize = 64;
+/// Bytes of a name that is for people, and of a `jti`.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a token, looked at before anything else is done with it.
+pub const TOKEN_BYTES_MAX: usize = 8 * KIB;
+/// Seconds by which the clocks of issuer and server may differ (D6).
+pub const TOKEN_LEEWAY_S: u64 = 60;
+/// Seconds from a token's `iat` to its `exp` (D6).
+pub const TOKEN_LIFETIME_S_MAX: u64 = 24 * 3600;
+/// Bytes of an HS256 secret: as many as the hash has (RFC 7518, 3.2).
+pub const HS256_SECRET_BYTES_MIN: usize = 32;
+/// Apps of a process.
+pub const APPS_MAX: usize = 10_000;
+/// API keys of one app, and likewise signing keys.
+pub const KEYS_PER_APP_MAX: usize = 1000;
+/// Revocations of one app: each handshake and each change looks through them.
+pub const REVOCATIONS_PER_APP_MAX: usize = 1000;
+/// Seconds that two keys of a rotation may both be valid.
+pub const ROTATION_OVERLAP_S_MAX: u64 = 90 * 24 * 3600;
+/// Wrong credentials of one address per second, sustained.
+pub const FAILED_AUTH_RATE: RateLimit = RateLimit::new(10, 1000, 50).expect("burst >= rate > 0");
+/// Addresses whose failures a shard remembers: about 5 MiB.
+pub const FAILING_ADDRESSES_MAX: usize = 65_536;
+/// Token holders whose publishes over HTTP a shard counts: about 4 MiB. When there are more, all begin anew.
+pub const HTTP_PUBLISHERS_MAX: usize = 65_536;
+/// API keys whose uses a shard notes at a time.
+pub const KEY_USES_NOTED_MAX: usize = 65_536;
+/// Milliseconds between two notes of one key's use.
+pub const KEY_USE_INTERVAL_MS: u64 = 60_000;
+/// Namespaces of one app: a channel that comes into use looks through them.
+pub const APP_NAMESPACES_MAX: usize = 64;
 /// Patterns in one capability map: each check looks at all of them.
 pub const CAPABILITY_PATTERNS_MAX: usize = 256;
 
@@ -66,8 +98,28 @@ pub const PRESENCE_STATE_BYTES_MAX: usize = 2 * KIB;
 pub const PRESENCE_MEMBERS_MAX: usize = 1000;
 /// Bytes at which a members frame is cut: the protocol has no paging.
 pub const PRESENCE_FRAME_BYTES_MAX: usize = 768 * KIB;
-/// Milliseconds a lost connection's JWT identity stays present (D20).
+/// Milliseconds a client whose connection was lost stays present, if its id may return (D20).
 pub const PRESENCE_GRACE_MS: u64 = 15_000;
+/// Members of a channel up to which its receivers are told of each; above it of their number.
+pub const PRESENCE_EVENTS_MAX: usize = 1000;
+/// Milliseconds between two numbers, for each so many members as follow: no room is told more than 10,000 per second.
+pub const PRESENCE_COUNT_INTERVAL_MS: u64 = 1000;
+/// See [`PRESENCE_COUNT_INTERVAL_MS`].
+pub const PRESENCE_COUNT_MEMBERS_PER_INTERVAL: usize = 10_000;
+/// Bytes of presence events that one channel's receivers are sent at once; what is more follows in the next turns.
+pub const PRESENCE_BATCH_BYTES: usize = 64 * KIB;
+/// `presence.get` requests of one connection under way; beyond it they are refused (42900).
+pub const PRESENCE_GETS_PER_CONN_MAX: usize = 16;
+/// Presence requests per second and connection, and at once.
+pub const PRESENCE_RATE: RateLimit = RateLimit::new(50, 1000, 100).expect("burst >= rate > 0");
+/// Clients with an id of their own that connected lately, remembered per shard: 10 MiB at worst.
+pub const PRESENCE_OPENED_MAX: usize = 65_536;
+/// Milliseconds by which news of a connection's end may be later than its client's next connection.
+pub const PRESENCE_LATE_END_MS: u64 = 2000;
+/// Members in a page over HTTP when the request gives no `limit`.
+pub const PRESENCE_PAGE_DEFAULT: usize = 100;
+/// Members in a page at most; a higher `limit` is clamped.
+pub const PRESENCE_PAGE_MAX: usize = 1000;
 
 /// Bytes queued towards one connection before it is ended as a slow consumer (4151).
 pub const OUTBOX_BYTES_MAX: usize = MIB;
@@ -150,6 +202,10 @@ const _: () = {
     assert!(HISTORY_PAGE_BYTES_MAX + ENVELOPE_BYTES_MAX <= OUTBOUND_MESSAGE_BYTES_MAX);
     assert!(PRESENCE_FRAME_BYTES_MAX + ENVELOPE_BYTES_MAX <= OUTBOUND_MESSAGE_BYTES_MAX);
     assert!(
+        2 * PRESENCE_BATCH_BYTES <= OUTBOX_BYTES_MAX / 4,
+        "a room full of events is sent in parts that no outbox minds"
+    );
+    assert!(
         OUTBOUND_MESSAGE_BYTES_MAX <= OUTBOX_BYTES_MAX,
         "the largest message must fit an empty outbox"
     );
@@ -221,6 +277,8 @@ pub struct Limits {
     pub outbox_frames_max: usize,
     /// Per connection; see [`PUBLISH_RATE`].
     pub publish_rate: RateLimit,
+    /// Per connection; see [`PRESENCE_RATE`].
+    pub presence_rate: RateLimit,
     /// See [`RATE_WINDOWS_OVER_MAX`].
     pub rate_windows_over_max: u16,
     /// See [`MALFORMED_PER_MINUTE_MAX`].
@@ -241,6 +299,9 @@ pub struct Limits {
     pub unacked_data_ms: u64,
     /// See [`TOKEN_EXPIRY_GRACE_MS`].
     pub token_expiry_grace_ms: u64,
+    /// See [`FAILED_AUTH_RATE`]; `None`: not limited.
+    #[serde(with = "crate::rate::or_off")]
+    pub failed_auth_per_address_rate: Option<RateLimit>,
     /// See [`HTTP_HEAD_BYTES_MAX`].
     pub http_head_bytes_max: usize,
     /// See [`HTTP_BODY_BYTES_MAX`].
@@ -264,6 +325,7 @@ impl Default for Limits {
             outbox_bytes_max: OUTBOX_BYTES_MAX,
             outbox_frames_max: OUTBOX_FRAMES_MAX,
             publish_rate: PUBLISH_RATE,
+            presence_rate: PRESENCE_RATE,
             rate_windows_over_max: RATE_WINDOWS_OVER_MAX,
             malformed_per_minute_max: MALFORMED_PER_MINUTE_MAX,
             publish_batch_max: PUBLISH_BATCH_MAX,
@@ -274,6 +336,7 @@ impl Default for Limits {
             liveness_ms: LIVENESS_MS,
             unacked_data_ms: UNACKED_DATA_MS,
             token_expiry_grace_ms: TOKEN_EXPIRY_GRACE_MS,
+            failed_auth_per_address_rate: Some(FAILED_AUTH_RATE),
             http_head_bytes_max: HTTP_HEAD_BYTES_MAX,
             http_body_bytes_max: HTTP_BODY_BYTES_MAX,
         }
@@ -311,6 +374,14 @@ impl Limits {
                 "history_page_default must be between 1 and history_page_max",
             ),
             (self.presence_members_max > 0, "presence_members_max is 0"),
+            (
+                self.presence_state_bytes_max <= PUBLISH_BYTES_MAX,
+                "presence_state_bytes_max is above 65536",
+            ),
+            (
+                self.presence_grace_ms <= 3_600_000,
+                "presence_grace_ms is above 3600000",
+            ),
             (self.publish_batch_max > 0, "publish_batch_max is 0"),
             (
                 (1..=DEDUP_ENTRIES_MAX * 8).contains(&self.dedup_entries_max),

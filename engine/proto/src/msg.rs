@@ -5,14 +5,19 @@
 //! [`crate::limits::MESH_PENDING_BYTES_MAX`]), so that what was accepted is never dropped; all
 //! else is bounded by the number of connections, subscriptions and requests.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use crate::channel::log::ReplayFrom;
+use crate::channel::presence::{Notice, weight as notice_weight};
 use crate::error::ErrorCode;
-use crate::ids::{ChannelKey, ConnId, RequestId, ShardId};
+use crate::ids::{ChannelKey, ConnId, ConnName, RequestId, ShardId};
 use crate::record::Record;
 use crate::shard::Stats;
-use crate::wire::wsocket::Position;
+use crate::url::Shape;
+use crate::wire::wsocket::{MemberPage, Position};
 
 /// A channel's entry on a shard with subscribers; the generation tells tenants of a slot apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,23 +153,123 @@ pub enum Query {
     },
     /// Takes a client id's connections out of a channel.
     Unsubscribe { client_id: String, channel: String },
+    /// Open connections of the app, of one client id or all, after this one, at most so many, in
+    /// the order of [`ConnName::place`]. For this and the next two an empty app stands for any.
+    Connections {
+        client_id: Option<String>,
+        after: Option<ConnName>,
+        limit: usize,
+    },
+    /// One connection of the app, with its channels.
+    Connection { name: ConnName },
+    /// Ends one connection of the app.
+    End {
+        name: ConnName,
+        code: u16,
+        reason: String,
+    },
     /// Everything a shard has counted.
     Stats,
+}
+
+/// What an operator is told of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnInfo {
+    #[serde(serialize_with = "as_text")]
+    pub id: ConnName,
+    pub app: Box<str>,
+    pub client_id: Box<str>,
+    /// The API key it came with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<Box<str>>,
+    /// The signing key of its token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<Box<str>>,
+    /// When it opened, Unix ms.
+    pub connected_ms: u64,
+    /// Where it comes from: of a proxy in between, the proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<IpAddr>,
+    pub subscriptions: usize,
+    /// Bytes waiting to be sent to it.
+    pub outbox_bytes: usize,
+    /// Its channels; where one connection is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<Box<str>>>,
+}
+
+fn as_text<S: serde::Serializer>(name: &ConnName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
 }
 
 /// One shard's answer to a [`Query`].
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// Channel name and subscribers on this shard, by name.
-    Channels(Vec<(Arc<str>, usize)>),
+    /// Occupied channels with their occupants as far as this shard knows them, by name.
+    Channels(Vec<(Arc<str>, Occupants)>),
     Channel {
-        subscribers: usize,
+        occupants: Occupants,
         /// From the home shard alone, unless its store cannot be read; 0 where nothing was stored.
         last_sequence: Option<u64>,
     },
     /// Connections ended or unsubscribed.
     Count(usize),
+    /// In the order of [`ConnName::place`].
+    Connections(Vec<ConnInfo>),
+    /// From the connection's shard, if it is there.
+    Connection(Option<Box<ConnInfo>>),
     Stats(Box<Stats>),
+}
+
+/// Who is in a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Occupants {
+    /// On the answering shard.
+    pub subscribers: usize,
+    /// From the home shard alone.
+    pub members: usize,
+}
+
+impl std::ops::AddAssign for Occupants {
+    fn add_assign(&mut self, other: Self) {
+        self.subscribers += other.subscribers;
+        self.members += other.members;
+    }
+}
+
+/// What a connection does to a channel's presence, on its way to the home shard.
+#[derive(Debug)]
+pub struct Presence {
+    pub channel: ChannelKey,
+    pub hash: u64,
+    pub conn: ConnName,
+    pub client_id: Arc<str>,
+    pub op: PresenceOp,
+}
+
+/// `number` counts a connection's requests: an answer to one that was followed by another is
+/// recognised.
+#[derive(Debug)]
+pub enum PresenceOp {
+    /// The client enters or updates, with this state.
+    Put {
+        number: u32,
+        state: Option<Arc<str>>,
+    },
+    Leave {
+        number: u32,
+    },
+    /// The connection has ended. Where its client may come back, `silent_ms` is for how long it may
+    /// have been dead.
+    Lost {
+        silent_ms: Option<u64>,
+    },
+    /// The client asks for the members; `place` is the request's among those of its connection.
+    Get {
+        place: u64,
+        shape: Shape,
+    },
 }
 
 /// The connection that waits for a replay.
@@ -268,6 +373,59 @@ pub enum ShardMsg {
         request: RequestId,
         result: Result<u64, ErrorCode>,
     },
+    /// A connection's shard to the home shard. Way full: entering, updating and asking are refused
+    /// with 50300; leaves and ends are bounded by memberships and always sent.
+    Presence(Box<Presence>),
+    /// Home shard to every shard with a subscriber or watcher. Not refused when the way is full:
+    /// bounded by the members, and entering is refused then.
+    PresenceNotices {
+        to: LocalRef,
+        notices: Arc<[Notice]>,
+    },
+    /// Home shard to a connection's shard: the answer to [`PresenceOp::Get`], encoded.
+    PresenceMembers {
+        conn: ConnId,
+        place: u64,
+        frame: Arc<[u8]>,
+    },
+    /// Home shard to a connection's shard: by its request `number` it is not a member any more, or
+    /// did not become one.
+    PresenceEnded {
+        conn: ConnId,
+        channel: ChannelKey,
+        hash: u64,
+        number: u32,
+        refused: Option<ErrorCode>,
+    },
+    /// A connection's shard to all shards: a client with an id of its own has connected. One per
+    /// connection.
+    PresenceOpened {
+        app: Arc<str>,
+        client_id: Arc<str>,
+        conn: ConnId,
+    },
+    /// Home shard to a connection's shard: its client was away and is a member again by it. Bounded
+    /// by memberships.
+    PresenceReturned {
+        conn: ConnId,
+        channel: ChannelKey,
+        hash: u64,
+        client_id: Arc<str>,
+    },
+    /// The shard of an HTTP request to the home shard: members after a client id.
+    AskMembers {
+        channel: ChannelKey,
+        hash: u64,
+        after: Option<Box<str>>,
+        limit: usize,
+        shard: ShardId,
+        request: RequestId,
+    },
+    /// The answer to [`ShardMsg::AskMembers`].
+    Members {
+        request: RequestId,
+        page: MemberPage,
+    },
     /// The shard of an HTTP request to all others. Bounded by requests.
     Ask {
         app: Arc<str>,
@@ -288,7 +446,18 @@ impl ShardMsg {
         size_of::<Self>()
             + match self {
                 Self::Publish(publish) => publish.text.len(),
-                Self::Deliver { frame, .. } | Self::Unicast { frame, .. } => frame.len(),
+                Self::Deliver { frame, .. }
+                | Self::Unicast { frame, .. }
+                | Self::PresenceMembers { frame, .. } => frame.len(),
+                Self::Presence(presence) => match &presence.op {
+                    PresenceOp::Put { state, .. } => {
+                        size_of::<Presence>() + state.as_ref().map_or(0, |s| s.len())
+                    }
+                    PresenceOp::Leave { .. } | PresenceOp::Lost { .. } | PresenceOp::Get { .. } => {
+                        size_of::<Presence>()
+                    }
+                },
+                Self::PresenceNotices { notices, .. } => notices.iter().map(notice_weight).sum(),
                 // Shared with the home's ring, or bounded per connection.
                 Self::Replay { .. }
                 | Self::PublishDone { .. }
@@ -300,6 +469,11 @@ impl ShardMsg {
                 | Self::Count { .. }
                 | Self::Clear { .. }
                 | Self::Cleared { .. }
+                | Self::PresenceEnded { .. }
+                | Self::PresenceOpened { .. }
+                | Self::PresenceReturned { .. }
+                | Self::AskMembers { .. }
+                | Self::Members { .. }
                 | Self::Ask { .. }
                 | Self::Answer { .. } => 0,
             }

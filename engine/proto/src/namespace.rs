@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::auth::capability::{check_pattern, matches};
-use crate::limits::{HISTORY_AGE_MS, HISTORY_MESSAGES_MAX, RECOVERY_AGE_MS_MIN};
+use crate::limits::{
+    HISTORY_AGE_MS, HISTORY_MESSAGES_MAX, PRESENCE_EVENTS_MAX, RECOVERY_AGE_MS_MIN,
+};
 use crate::record::{Retention, Sync};
 
 /// The channels of one pattern. The first that matches a channel counts.
@@ -28,6 +30,17 @@ pub struct Namespace {
     /// What an ack means: `process` survives the end of the process, `disk` a power cut.
     #[serde(default)]
     pub sync: Sync,
+    /// Most presence members per channel; none: the limit of all channels.
+    #[serde(default)]
+    pub presence_members_max: Option<usize>,
+    /// Members of a channel up to which its receivers are told of each; above it they are told how
+    /// many there are.
+    #[serde(default = "default_presence_events_max")]
+    pub presence_events_max: usize,
+}
+
+fn default_presence_events_max() -> usize {
+    PRESENCE_EVENTS_MAX
 }
 
 fn yes() -> bool {
@@ -51,6 +64,8 @@ impl Default for Namespace {
             messages_max: default_messages_max(),
             ttl_s: default_ttl_s(),
             sync: Sync::Process,
+            presence_members_max: None,
+            presence_events_max: PRESENCE_EVENTS_MAX,
         }
     }
 }
@@ -77,6 +92,12 @@ impl Namespaces {
                     n.pattern
                 ));
             }
+            if n.presence_members_max == Some(0) {
+                return Err(format!(
+                    "namespace {:?}: presence_members_max is 0",
+                    n.pattern
+                ));
+            }
             if n.ttl_s.saturating_mul(1000) < RECOVERY_AGE_MS_MIN {
                 return Err(format!(
                     "namespace {:?}: ttl_s is below {}, which resume needs",
@@ -87,6 +108,12 @@ impl Namespaces {
         }
         all.push(Namespace::default());
         Ok(Self(all))
+    }
+
+    /// With `first` before them, which have been checked.
+    #[must_use]
+    pub fn preceded_by(&self, first: &[Namespace]) -> Self {
+        Self(first.iter().chain(&self.0).cloned().collect())
     }
 
     /// The settings of a channel.
@@ -102,6 +129,9 @@ pub struct Settings {
     pub history: bool,
     pub persist: bool,
     pub retention: Retention,
+    /// Of this namespace; none: the limit of all channels.
+    pub presence_members_max: Option<usize>,
+    pub presence_events_max: usize,
 }
 
 impl Default for Settings {
@@ -120,6 +150,8 @@ impl From<&Namespace> for Settings {
                 age_ms: n.ttl_s.saturating_mul(1000),
                 sync: n.sync,
             },
+            presence_members_max: n.presence_members_max,
+            presence_events_max: n.presence_events_max,
         }
     }
 }

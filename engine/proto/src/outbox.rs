@@ -49,6 +49,11 @@ impl Outbox {
         self.frames.is_empty()
     }
 
+    /// The frame put in last, if it has not been sent whole.
+    pub fn last(&self) -> Option<&Frame> {
+        self.frames.last()
+    }
+
     /// Bytes of the first frame that were sent already.
     pub fn first_offset(&self) -> usize {
         self.sent as usize

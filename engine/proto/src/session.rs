@@ -2,13 +2,17 @@
 //! and what is waiting to be sent to it. What it may do to others is the shard's work.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::auth::capability::{Capabilities, Ops};
-use crate::auth::key::KeyRecord;
+use crate::auth::{self, Credential, Denied};
 use crate::catchup::Catchup;
 use crate::channel::local::Subscription;
 use crate::ids::ConnId;
+use crate::outbox::Frame;
 use crate::outbox::Outbox;
 use crate::rate::RateWindow;
 use crate::shard::HistorySlot;
@@ -18,9 +22,14 @@ use crate::url::Shape;
 #[derive(Debug, Clone)]
 pub struct Grant {
     pub app: Arc<str>,
-    pub key: Arc<KeyRecord>,
+    /// The app's place among those of the shard.
+    pub app_index: u32,
+    /// What the client came with.
+    pub credential: Credential,
     /// What the client may do, compiled once.
     pub capabilities: Capabilities,
+    /// What has been taken back of it.
+    pub denied: Denied,
     /// Identity (contract D8).
     pub client_id: Arc<str>,
     /// The client id is not this connection's alone: it may come back on another one.
@@ -29,12 +38,14 @@ pub struct Grant {
     pub echo: bool,
     /// Form of presence and history frames (contract D21).
     pub shape: Shape,
+    /// Where the connection comes from.
+    pub remote: Option<IpAddr>,
 }
 
 impl Grant {
     /// Whether every operation of `ops` is granted on `channel`.
     pub fn permits(&self, channel: &str, ops: Ops) -> bool {
-        self.capabilities.permits(channel, ops)
+        auth::permits(&self.capabilities, &self.denied, channel, ops)
     }
 }
 
@@ -48,6 +59,8 @@ pub enum ConnState {
 #[derive(Debug)]
 pub struct Session {
     pub grant: Grant,
+    /// Unix time, ms.
+    pub opened_ms: u64,
     /// Publishes of this connection.
     pub rate: RateWindow,
     /// Publishes on their way to an `ack` or an error.
@@ -67,6 +80,44 @@ pub struct Session {
     pub histories: VecDeque<HistorySlot>,
     /// History requests so far.
     pub histories_asked: u64,
+    /// None until its first presence request.
+    pub presence: Option<Box<ConnPresence>>,
+}
+
+/// A connection's part in presence.
+#[derive(Debug, Default)]
+pub struct ConnPresence {
+    pub memberships: SmallVec<[Membership; 1]>,
+    /// Presence requests.
+    pub rate: RateWindow,
+    /// Requests to enter, update or leave so far.
+    pub requests: u32,
+    /// `presence.get` requests so far.
+    pub gets_asked: u64,
+    /// Those without an answer, in the order of their answers.
+    pub gets: VecDeque<GetSlot>,
+}
+
+/// A channel whose presence a connection takes part in or watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Membership {
+    /// Entry of the channel on this shard.
+    pub channel: u32,
+    /// Place among its watchers.
+    pub place: u32,
+    /// The last request of the connection that concerned its being a member.
+    pub number: u32,
+    /// It is a member, as far as is known here.
+    pub entered: bool,
+    /// It has asked for the members and wants to be told of changes.
+    pub asked: bool,
+}
+
+/// A `presence.get` that is not answered yet, or whose answer waits for earlier ones.
+#[derive(Debug)]
+pub struct GetSlot {
+    pub place: u64,
+    pub answer: Option<Frame>,
 }
 
 /// A connection's slot. What a fan-out touches comes first.
@@ -180,6 +231,19 @@ impl Conns {
     /// An open connection; closing ones are as good as gone.
     pub fn open_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.get_mut(id).filter(|c| c.state == ConnState::Open)
+    }
+
+    /// Slots so far, used or free.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Who holds a slot.
+    pub fn id_at(&self, slot: u32) -> Option<ConnId> {
+        match self.slots.get(slot as usize)? {
+            Slot::Used(conn) => Some(conn.id(slot)),
+            Slot::Free(_) => None,
+        }
     }
 
     /// By slot alone: for lists that never outlive the tenant.

@@ -97,7 +97,7 @@ async fn decide<C: Core>(
         Ok(Some(head)) => match head.kind {
             HeadKind::Upgrade(upgrade) => (
                 head.len,
-                grant(&runtime, head.target, &upgrade).inspect_err(|refusal| {
+                grant(&runtime, &transport, head.target, &upgrade).inspect_err(|refusal| {
                     refusal.send(&mut transport);
                 }),
             ),
@@ -120,8 +120,7 @@ async fn decide<C: Core>(
         }
     };
     let Ok((grant, accept)) = granted else { return };
-    let random = sys::random();
-    let conn = runtime.with(|core, now| core.open(grant, &accept, random, now));
+    let conn = runtime.with(|core, now| core.open(grant, &accept, now));
     let early = bytes.split_at_mut(len).1;
     ConnTask::start(runtime, transport, conn, occupied, early);
 }
@@ -152,6 +151,7 @@ impl Refusal {
 
 fn grant<C: Core>(
     runtime: &ShardRuntime<C>,
+    transport: &Transport,
     target: &str,
     upgrade: &Upgrade<'_>,
 ) -> Result<(C::Grant, Vec<u8>), Refusal> {
@@ -164,12 +164,13 @@ fn grant<C: Core>(
         target,
         bearer: upgrade.authorization.and_then(bearer),
         origin: upgrade.origin,
+        remote: transport.remote().map(|address| address.ip()),
     };
     let random = sys::random();
     let grant = runtime
         .core
         .borrow_mut()
-        .authorize(handshake, random)
+        .authorize(handshake, random, runtime.now())
         .map_err(|error| Refusal {
             headers: match error.code.http_status() {
                 429 | 503 => retry_after(),

@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -53,6 +53,11 @@ impl Transport {
             Some(acceptor) => Some(Rc::new(RefCell::new(acceptor.session()?))),
         };
         Ok(Self { stream, session })
+    }
+
+    /// The peer's address; none where it has gone already.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        self.stream.peer_addr().ok()
     }
 
     /// Reads plaintext; 0 where the peer has ended.

@@ -2,29 +2,32 @@
 
 use std::sync::Arc;
 
-use shardwire_proto::auth::key::{KeyRecord, KeyRing};
+use shardwire_proto::auth::jwt::TokenRules;
 use shardwire_proto::namespace::Namespaces;
 use shardwire_proto::shard::Options;
 
 use super::shard_thread::Control;
 use super::{Shards, order};
-use crate::config::Config;
+use crate::config::{Auth, Config, OnExpiry};
 use crate::notify;
+use crate::registry::RegistryHandle;
 use crate::tls::Acceptors;
 
 /// Reads configuration and keys again and applies them; what cannot be read leaves everything as it was.
 pub(super) fn reload(
     shards: &Shards,
     tls: &Acceptors,
+    registry: &RegistryHandle,
     current: &mut Config,
     read: super::Reload<'_>,
 ) {
     match read() {
-        Ok((next, keys)) => {
+        Ok(next) => {
             tell_changes(current, &next);
             *current = keep_fixed(current, next);
             tls.reload(current);
-            apply(shards, current, keys);
+            apply(shards, current);
+            registry.reload();
             notify::status("serving");
         }
         Err(error) => {
@@ -42,6 +45,12 @@ pub(super) fn options(config: &Config) -> Options {
         self_asserted_ids: config.websocket.self_asserted_ids,
         close_frames_always: config.websocket.close_frames_always,
         allowed_origins: config.websocket.allowed_origins.clone(),
+        tokens: TokenRules {
+            leeway_s: config.auth.leeway_s,
+            lifetime_s_max: config.auth.max_lifetime_s,
+            claims: config.claims.clone(),
+        },
+        close_on_expiry: config.auth.on_expiry == OnExpiry::Close,
         // Checked when the configuration was read.
         namespaces: Namespaces::new(config.namespace.clone()).unwrap_or_default(),
         recovery_overlap_ms: config.history.recovery_overlap_ms,
@@ -50,7 +59,7 @@ pub(super) fn options(config: &Config) -> Options {
 }
 
 /// Settings that shards take over while they run.
-const RELOADABLE: [&str; 5] = ["limits", "websocket", "namespace", "log", "drain"];
+const RELOADABLE: [&str; 6] = ["limits", "websocket", "auth", "namespace", "log", "drain"];
 
 fn is_reloadable(path: &str, current: &Config, next: &Config) -> bool {
     let (tls, admin_tls) = keeps_tls(current, next);
@@ -58,6 +67,7 @@ fn is_reloadable(path: &str, current: &Config, next: &Config) -> bool {
     match (names.next(), names.next()) {
         (Some("tls"), _) => tls,
         (Some("admin"), Some("tls")) => admin_tls,
+        (Some("auth"), Some("jwks_allow_http")) => false,
         (table, _) => table.is_some_and(|table| RELOADABLE.contains(&table)),
     }
 }
@@ -89,16 +99,16 @@ fn tell_changes(current: &Config, next: &Config) {
 }
 
 /// Gives running shards what a reload may change.
-fn apply(shards: &Shards, config: &Config, keys: Vec<KeyRecord>) {
+fn apply(shards: &Shards, config: &Config) {
     crate::log::set_level(config.log.level);
-    let keys = Arc::new(KeyRing::new(keys));
     let options = Arc::new(options(config));
+    let config = Arc::new(config.clone());
     for shard in &shards.running {
         order(
             shard,
             Control::Reconfigure {
-                keys: keys.clone(),
                 options: options.clone(),
+                config: config.clone(),
             },
         );
     }
@@ -114,6 +124,11 @@ fn keep_fixed(current: &Config, next: Config) -> Config {
     Config {
         limits: next.limits,
         websocket: next.websocket,
+        auth: Auth {
+            jwks_allow_http: current.auth.jwks_allow_http,
+            ..next.auth
+        },
+        claims: next.claims,
         namespace: next.namespace,
         log: next.log,
         drain: next.drain,

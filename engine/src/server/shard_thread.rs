@@ -1,21 +1,22 @@
 //! What one shard's thread does from its start to its end.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
-use shardwire_proto::auth::key::KeyRing;
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::config::Config;
 use crate::conn::head::accept;
-use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
@@ -27,7 +28,9 @@ use crate::watchdog::Beats;
 pub(super) struct Plan {
     pub(super) id: ShardId,
     pub(super) placement: Placement,
-    pub(super) keys: Arc<KeyRing>,
+    pub(super) registry: RegistryHandle,
+    /// Apps and credentials as they change.
+    pub(super) snapshots: Inbox<Arc<Registry>>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -37,6 +40,7 @@ pub(super) struct Plan {
     pub(super) connections: Inbox<Socket>,
     /// The admin listeners, on the first shard.
     pub(super) admin: Vec<Socket>,
+    pub(super) admin_start: AdminStart,
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
     pub(super) beats: Option<(Beats, Duration)>,
@@ -55,8 +59,8 @@ pub(super) struct Plan {
 /// Orders of the main thread.
 pub(super) enum Control {
     Reconfigure {
-        keys: Arc<KeyRing>,
         options: Arc<Options>,
+        config: Arc<Config>,
     },
     /// Clients are to go elsewhere.
     Announce,
@@ -86,13 +90,14 @@ pub(super) async fn run(plan: Plan) {
         connections_max: plan.connections_max,
         store: Some(plan.store),
         tls: plan.tls.public,
+        registry: Some(plan.registry.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
     let config = ShardConfig {
         id: plan.id,
         placement: plan.placement,
-        keys: plan.keys,
+        registry: plan.registry.snapshot(),
         options: plan.options,
         seed: plan.seed,
     };
@@ -109,15 +114,15 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
-    glommio::spawn_local(tick(server.clone())).detach();
+    glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
+    glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
     if let Some((beats, every)) = plan.beats {
         glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
     }
     glommio::spawn_local(server.clone().admit_all(plan.connections)).detach();
-    let admin = Rc::new(AdminSettings {
-        shards,
-        stage: Cell::new(Stage::Serving),
-    });
+    let started_ms = server.now().unix_ms;
+    let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
+    let admin = Rc::new(admin);
     for listener in plan.admin {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(
@@ -132,8 +137,10 @@ pub(super) async fn run(plan: Plan) {
     let _ = plan.up.send(());
     loop {
         match plan.orders.recv().await {
-            Control::Reconfigure { keys, options } => {
-                server.with(|shard, _| shard.reconfigure(keys, (*options).clone()));
+            Control::Reconfigure { options, config } => {
+                *admin.config.borrow_mut() = config;
+                server.with(|shard, now| shard.set_options((*options).clone(), now));
+                sweep(&server).await;
             }
             Control::Announce => {
                 server.http.stage.set(Stage::Draining);
@@ -158,6 +165,9 @@ async fn accept_admin(
         let (server, tls, settings) = (server.clone(), tls.clone(), settings.clone());
         match listener.accept().await {
             Ok(stream) => glommio::spawn_local(async move {
+                let Some(_place) = settings.occupy() else {
+                    return;
+                };
                 if let Some((transport, head)) = accept(&server, stream, tls.as_ref()).await {
                     serve_admin(transport, head, server, settings).await;
                 }
@@ -175,10 +185,33 @@ async fn accept_admin(
     }
 }
 
-async fn tick(server: Server) {
+/// Between two looks at deadlines.
+const TICK: Duration = Duration::from_millis(250);
+
+async fn tick(server: Server, registry: RegistryHandle) {
     loop {
-        glommio::timer::sleep(Duration::from_secs(1)).await;
-        server.with(|shard, now| shard.tick(now));
+        glommio::timer::sleep(TICK).await;
+        let uses = server.with(|shard, now| {
+            shard.tick(now);
+            shard.take_key_uses()
+        });
+        registry.note_uses(uses);
+        sweep(&server).await;
+    }
+}
+
+async fn hear_registry(server: Server, snapshots: Inbox<Arc<Registry>>) {
+    loop {
+        let snapshot = snapshots.recv().await;
+        server.with(|shard, now| shard.set_registry(snapshot, now));
+        sweep(&server).await;
+    }
+}
+
+/// Applies a change to all whom it concerns, a turn at a time. Tasks that do so at once share the work.
+async fn sweep(server: &Server) {
+    while server.with(|shard, now| shard.sweep(now)) {
+        glommio::executor().yield_now().await;
     }
 }
 

@@ -9,6 +9,7 @@ use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
 use shardwire_proto::record::{StoreError, StoreReply};
+pub use shardwire_proto::shard::Handshake;
 use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
@@ -16,15 +17,6 @@ use super::ShardRuntime;
 use crate::conn::Transport;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
-
-/// A request head's part in deciding on a handshake.
-#[derive(Debug, Clone, Copy)]
-pub struct Handshake<'a> {
-    pub target: &'a str,
-    /// Content of `Authorization: Bearer`.
-    pub bearer: Option<&'a str>,
-    pub origin: Option<&'a str>,
-}
 
 /// The state behind the sockets of one shard. The engine's is [`Shard`]; see there for the calling
 /// contract, which is this trait's too.
@@ -35,9 +27,10 @@ pub trait Core: Sized + 'static {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError>;
     /// Makes a connection whose first bytes are `accept`, the handshake's answer.
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId;
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId;
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now);
     fn close(&mut self, conn: ConnId, cause: CloseCause, now: Now);
     fn is_open(&self, conn: ConnId) -> bool;
@@ -49,6 +42,12 @@ pub trait Core: Sized + 'static {
     fn mesh_pending(&self, peer: ShardId) -> usize;
     fn congested(&self) -> bool;
 
+    /// All of a turn's input has been handled.
+    fn finish_turn(&mut self, _now: Now) {}
+    /// Another turn is wanted at once, though nothing may come in.
+    fn turn_due(&self) -> bool {
+        false
+    }
     fn take_output(&mut self) -> Option<Output>;
     fn flush_due(&self) -> bool;
     fn take_dirty(&mut self) -> Vec<u32>;
@@ -63,6 +62,8 @@ pub trait Core: Sized + 'static {
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
     fn note_io(&mut self, io: IoCounts);
+    /// Takes note of the CPU time of the thread, us.
+    fn note_cpu(&mut self, _us: u64) {}
 
     /// Serves a connection that began with a request other than an upgrade; `head` is what was
     /// read of it.
@@ -99,18 +100,13 @@ impl Core for Shard {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError> {
-        Shard::authorize(
-            self,
-            handshake.target,
-            handshake.bearer,
-            handshake.origin,
-            random,
-        )
+        Shard::authorize(self, handshake, random, now)
     }
 
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
-        Shard::open(self, grant, accept, random, now)
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId {
+        Shard::open(self, grant, accept, now)
     }
 
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now) {
@@ -156,6 +152,14 @@ impl Core for Shard {
 
     fn congested(&self) -> bool {
         Shard::congested(self)
+    }
+
+    fn finish_turn(&mut self, now: Now) {
+        Shard::finish_turn(self, now);
+    }
+
+    fn turn_due(&self) -> bool {
+        Shard::turn_due(self)
     }
 
     fn take_output(&mut self) -> Option<Output> {
@@ -230,6 +234,10 @@ impl Core for Shard {
         for (outcome, count) in Outcome::ALL.into_iter().zip(io.tls_handshakes) {
             counters.count_tls_handshakes(outcome.label(), u64::from(count));
         }
+    }
+
+    fn note_cpu(&mut self, us: u64) {
+        self.counters_mut().cpu_us = us;
     }
 
     fn serve_http(

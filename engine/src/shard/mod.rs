@@ -35,6 +35,7 @@ use shardwire_proto::ws::DecoderConfig;
 pub use self::core::{Core, Handshake, IoCounts};
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
+use crate::registry::RegistryHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
 use mesh::Lane;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub store: Option<StoreHandle>,
     /// The certificates that are shown; none where connections are plain.
     pub tls: Option<Acceptor>,
+    /// Who changes apps and credentials; none where nobody does.
+    pub registry: Option<RegistryHandle>,
 }
 
 pub struct ShardRuntime<C> {

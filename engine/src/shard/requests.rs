@@ -8,14 +8,16 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_lite::future;
-use shardwire_proto::auth::key::KeyRecord;
+use shardwire_proto::auth::Caller;
 use shardwire_proto::error::ErrorCode;
 use shardwire_proto::ids::{RequestId, ShardId};
 use shardwire_proto::msg::{Answer, Published, Query};
 use shardwire_proto::record::{Page, Record};
 use shardwire_proto::shard::{PublishItem, Shard};
+use shardwire_proto::wire::wsocket::MemberPage;
 
-use super::ShardRuntime;
+use super::{Core, ShardRuntime};
+use crate::sys;
 
 /// A publish over HTTP is answered by then; what a stuck shard has not confirmed is reported as
 /// unavailable (and may yet be delivered: retry with the same id).
@@ -39,6 +41,7 @@ struct Pending {
     answers: Vec<(ShardId, Answer)>,
     page: Option<PageResult>,
     cleared: Option<Result<u64, ErrorCode>>,
+    members: Option<MemberPage>,
     /// Results and answers still to come.
     missing: usize,
     waker: Option<Waker>,
@@ -55,6 +58,7 @@ impl Requests {
                 answers: Vec::new(),
                 page: None,
                 cleared: None,
+                members: None,
                 missing: items + answers,
                 waker: None,
             },
@@ -91,6 +95,13 @@ impl Requests {
     pub(super) fn cleared(&self, request: RequestId, result: Result<u64, ErrorCode>) {
         self.note(request, |pending| {
             pending.cleared = Some(result);
+            Some(())
+        });
+    }
+
+    pub(super) fn listed(&self, request: RequestId, page: MemberPage) {
+        self.note(request, |pending| {
+            pending.members = Some(page);
             Some(())
         });
     }
@@ -137,13 +148,13 @@ impl ShardRuntime<Shard> {
     /// Publishes for an HTTP request: results in the items' order.
     pub async fn publish(
         &self,
-        key: &KeyRecord,
+        caller: &Caller,
         items: &[PublishItem<'_>],
     ) -> Vec<Result<Published, ErrorCode>> {
         let request = self.requests.begin(items.len(), 0);
         self.with(|shard, now| {
             for (index, item) in (0u32..).zip(items) {
-                shard.publish_request(key, request, index, item, now);
+                shard.publish_request(caller, request, index, item, now);
             }
         });
         let results = self
@@ -180,11 +191,30 @@ impl ShardRuntime<Shard> {
             .unwrap_or(Err(ErrorCode::Unavailable))
     }
 
+    /// Members of a channel, those after a client id alone.
+    pub async fn members(
+        &self,
+        app: &str,
+        channel: &str,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<MemberPage, ErrorCode> {
+        let request = self.requests.begin(0, 1);
+        self.with(|shard, now| shard.members_request(app, channel, (after, limit), request, now));
+        let pending = self.requests.wait(request, ASK_DEADLINE).await;
+        pending
+            .and_then(|p| p.members)
+            .ok_or(ErrorCode::Unavailable)
+    }
+
     /// Asks every shard: the answers of those that gave one in time.
     pub async fn ask(&self, app: &str, query: Query) -> Vec<(ShardId, Answer)> {
         let shards = self.lanes.borrow().len().max(1);
         let request = self.requests.begin(0, shards);
-        self.with(|shard, now| shard.ask(app, request, query, now));
+        self.with(|shard, now| {
+            shard.note_cpu(sys::thread_cpu_us());
+            shard.ask(app, request, query, now)
+        });
         self.requests
             .wait(request, ASK_DEADLINE)
             .await

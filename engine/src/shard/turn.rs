@@ -51,8 +51,9 @@ impl<C: Core> ShardRuntime<C> {
             })
             .await;
             self.end_turn();
-            if self.lanes_held() {
-                // A peer's inbox is full: try again when everything else has run.
+            if self.lanes_held() || self.core.borrow().turn_due() {
+                // A peer's inbox is full, or more is to be told than one turn tells: go on when
+                // everything else has run.
                 self.schedule_turn();
                 glommio::executor().yield_now().await;
             }
@@ -61,6 +62,7 @@ impl<C: Core> ShardRuntime<C> {
 
     /// Peers first, so that they work while this shard sends.
     pub(crate) fn end_turn(&self) {
+        self.core.borrow_mut().finish_turn(self.now());
         self.submit();
         self.carry_outputs();
         self.fill_lanes();
@@ -115,6 +117,7 @@ impl<C: Core> ShardRuntime<C> {
                     result,
                 } => self.requests.published(request, item, result),
                 Output::History { request, result } => self.requests.paged(request, result),
+                Output::Members { request, page } => self.requests.listed(request, page),
                 Output::Cleared { request, result } => self.requests.cleared(request, result),
                 Output::Answer {
                     from,

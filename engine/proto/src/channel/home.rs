@@ -1,8 +1,8 @@
 //! The channels that one shard is home to: the one place that orders each of them.
 //!
 //! Gives every message its sequence and timestamp, recognises ids that were published before,
-//! knows which shards have subscribers, and keeps the newest messages. Does not deliver and does
-//! not talk to the store: that is the shard's work.
+//! knows which shards have subscribers, and keeps the newest messages and the members. Does not
+//! deliver and does not talk to the store: that is the shard's work.
 //!
 //! ```text
 //!            stored publish, history, resume            loaded
@@ -21,6 +21,7 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 
 use super::log::{Log, Pending};
+use super::presence::Members;
 use super::ring::RingBudget;
 use crate::dedup::{DedupTable, Entry};
 use crate::ids::{ChannelKey, Now, ShardId};
@@ -49,6 +50,8 @@ pub struct HomeChannel {
     /// Up to which sequence everything was delivered, where a log had to be given up.
     delivered: Option<u64>,
     interested: Vec<(ShardId, LocalRef)>,
+    /// Presence, where anybody uses it.
+    pub members: Option<Box<Members>>,
     /// Monotonic ms of the last use.
     used_ms: u64,
 }
@@ -119,6 +122,10 @@ impl HomeChannels {
         self.rings.bytes()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &HomeChannel> {
+        self.entries.iter().filter_map(Option::as_ref)
+    }
+
     pub fn find(&self, app: &str, name: &str, hash: u64) -> Option<u32> {
         self.by_name
             .find(hash, |slot| {
@@ -156,6 +163,7 @@ impl HomeChannels {
             log: LogState::Unknown,
             delivered: None,
             interested: Vec::new(),
+            members: None,
             used_ms: now.mono_ms(),
         };
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -411,6 +419,19 @@ impl HomeChannels {
         }
     }
 
+    /// Gives the channels in these slots the settings that count for them. False when there are none behind.
+    pub fn resettle(
+        &mut self,
+        slots: std::ops::Range<u32>,
+        settings: impl Fn(&str, &str) -> Settings,
+    ) -> bool {
+        let (from, count) = (slots.start as usize, slots.len());
+        for channel in self.entries.iter_mut().skip(from).take(count).flatten() {
+            channel.settings = settings(&channel.key.app, &channel.key.name);
+        }
+        slots.end as usize <= self.entries.len()
+    }
+
     /// Drops ids whose window is over and messages that are too old for a ring.
     pub fn expire(&mut self, now: Now) {
         self.dedup.expire(now.mono_ms(), EXPIRE_PER_TICK);
@@ -452,6 +473,10 @@ impl HomeChannels {
 }
 
 impl HomeChannel {
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
     /// Whether a log had to be given up and is not loaded again yet.
     pub fn is_given_up(&self) -> bool {
         self.delivered.is_some()
@@ -464,6 +489,7 @@ impl HomeChannel {
 
     fn is_idle(&self) -> bool {
         self.interested.is_empty()
+            && self.members.is_none()
             && match &self.log {
                 LogState::Unknown => true,
                 LogState::Loading => false,

@@ -1,9 +1,9 @@
-//! The subscribers that one shard has, by channel.
+//! The subscribers that one shard has, by channel, and those that watch its presence.
 //!
 //! A channel's subscribers are a dense list of connection slots, so that a fan-out walks plain
 //! memory. A subscription knows its place in that list and the list knows the subscription's
-//! place in its connection, so leaving is O(1) on both sides. An entry exists while it has a
-//! subscriber; its generation makes a delivery that was under way to an earlier tenant of the slot
+//! place in its connection, so leaving is O(1) on both sides; watchers are kept likewise. An entry
+//! exists while it has either; its generation makes a delivery that was under way to an earlier tenant of the slot
 //! recognisable.
 
 use std::sync::Arc;
@@ -36,6 +36,9 @@ pub struct LocalChannel {
     /// Connections that are being brought up to date: they get what is delivered meanwhile behind
     /// it.
     holding: Vec<Holding>,
+    /// Connections that have entered or asked for the members: slot, and index of the membership in
+    /// the connection's list. A subscriber may be among them.
+    watchers: Vec<(u32, u16)>,
 }
 
 /// Live messages held for a connection whose replay is under way.
@@ -50,6 +53,17 @@ pub struct Holding {
 impl LocalChannel {
     pub fn subscribers(&self) -> &[u32] {
         &self.subscribers
+    }
+
+    /// Slots of all who get presence notices; one that subscribes and watches is there twice.
+    pub fn receivers(&self) -> impl Iterator<Item = u32> {
+        let holding = self.holding.iter().map(|h| h.conn.slot);
+        let watchers = self.watchers.iter().map(|(slot, _)| *slot);
+        self.subscribers
+            .iter()
+            .copied()
+            .chain(holding)
+            .chain(watchers)
     }
 
     /// Whether any connection is being brought up to date.
@@ -77,12 +91,12 @@ pub enum Found {
     Ready,
     /// The home shard was asked earlier; the subscriber waits.
     Waiting,
-    /// First subscriber here: the home shard is to be asked.
+    /// First subscriber or watcher here: the home shard is to be asked.
     First(LocalRef),
 }
 
 impl LocalChannels {
-    /// Number of channels with a subscriber.
+    /// Number of channels with a subscriber or watcher.
     pub fn len(&self) -> usize {
         self.by_name.len()
     }
@@ -131,6 +145,7 @@ impl LocalChannels {
             ready: false,
             waiting: Vec::new(),
             holding: Vec::new(),
+            watchers: Vec::new(),
         };
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push((0, None));
@@ -277,6 +292,45 @@ impl LocalChannels {
         })
     }
 
+    /// Adds a watcher; `index` is the membership's in the connection. Returns its place.
+    pub fn watch(&mut self, slot: u32, conn_slot: u32, index: u16) -> u32 {
+        let Some(channel) = self.get_mut(slot) else {
+            return u32::MAX;
+        };
+        channel.watchers.push((conn_slot, index));
+        u32::try_from(channel.watchers.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Takes a watcher out. As with subscribers, the last one takes its place: returns that
+    /// connection and the index of the membership that is to be told.
+    pub fn unwatch(&mut self, slot: u32, place: u32) -> Option<Moved> {
+        let channel = self.get_mut(slot)?;
+        if place as usize >= channel.watchers.len() {
+            debug_assert!(false, "a membership outside its channel's list");
+            return None;
+        }
+        channel.watchers.swap_remove(place as usize);
+        if 2 * channel.watchers.len() < channel.watchers.capacity() / 2 {
+            channel.watchers.shrink_to(2 * channel.watchers.len());
+        }
+        let (conn_slot, index) = *channel.watchers.get(place as usize)?;
+        Some(Moved {
+            conn_slot,
+            index,
+            place,
+        })
+    }
+
+    /// Tells an entry that a connection's membership has moved to another index.
+    pub fn reindex_watcher(&mut self, slot: u32, place: u32, index: u16) {
+        if let Some(watcher) = self
+            .get_mut(slot)
+            .and_then(|c| c.watchers.get_mut(place as usize))
+        {
+            watcher.1 = index;
+        }
+    }
+
     /// Tells an entry that a connection's subscription has moved to another index.
     pub fn reindex(&mut self, subscription: Subscription, index: u16) {
         if let Some(place) = self
@@ -287,10 +341,13 @@ impl LocalChannels {
         }
     }
 
-    /// Frees an entry without subscribers; returns what the home shard is to be told.
+    /// Frees an entry that nobody uses; returns what the home shard is to be told.
     pub fn free_if_empty(&mut self, slot: u32) -> Option<(ChannelKey, u64, LocalRef)> {
         let channel = self.get(slot)?;
-        if !channel.subscribers.is_empty() || !channel.holding.is_empty() {
+        if !channel.subscribers.is_empty()
+            || !channel.holding.is_empty()
+            || !channel.watchers.is_empty()
+        {
             return None;
         }
         let entry = self.entries.get_mut(slot as usize)?;
@@ -309,7 +366,7 @@ impl LocalChannels {
     }
 }
 
-/// A subscription whose place in its channel's list has changed.
+/// A subscription or membership whose place in its channel's list has changed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Moved {
     pub conn_slot: u32,

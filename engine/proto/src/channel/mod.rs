@@ -1,7 +1,9 @@
-//! Channels on one shard: the subscribers it has (`local`), and the order of those it is home to
-//! (`home`).
+//! Channels on one shard: the subscribers it has (`local`), and of those it is home to their order
+//! (`home`) and their members (`presence`).
 
 pub mod home;
 pub mod local;
 pub mod log;
+pub mod presence;
+pub mod returns;
 pub mod ring;

@@ -25,6 +25,10 @@ pub struct Counters {
     pub deliveries: u64,
     /// Messages of the past sent to connections that came (back).
     pub replayed: u64,
+    /// Presence notices put into outboxes.
+    pub presence_notices: u64,
+    /// Memberships that their client came back to, as home.
+    pub presence_returns: u64,
     /// Bytes put into outboxes.
     pub bytes_queued: u64,
     /// Messages from and to other shards.
@@ -45,6 +49,8 @@ pub struct Counters {
     pub sends: u64,
     /// Sends that the kernel could not take whole.
     pub sends_blocked: u64,
+    /// CPU time of the shard's thread, us, as of the last question for these numbers.
+    pub cpu_us: u64,
     /// From acceptance at the home shard until a shard has flushed its subscribers.
     pub delivery: Histogram,
     /// Length of a flush.
@@ -56,10 +62,13 @@ pub struct Counters {
 pub struct Stats {
     pub counters: Counters,
     pub connections: usize,
-    /// Channels with a subscriber on this shard.
+    /// Channels with a subscriber, or somebody who watches presence, on this shard.
     pub channels: usize,
     /// Channels that this shard orders.
     pub home_channels: usize,
+    /// Presence members of those channels, and how many of them are away.
+    pub members: usize,
+    pub members_away: usize,
     /// Bytes of messages kept in memory for replays.
     pub ring_bytes: usize,
     /// Operations and reads that wait for the store.

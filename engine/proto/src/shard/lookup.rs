@@ -13,7 +13,7 @@ use crate::limits::{
     DEFERRED_PER_CHANNEL_MAX, DEFERRED_QUESTIONS_PER_CHANNEL_MAX, REPLAY_BYTES_MAX,
     RING_LOAD_BYTES, RING_LOAD_MESSAGES, STORE_QUESTIONS_WAITING_MAX,
 };
-use crate::msg::{Answer, CountTo, OwnedPublish, ReplayResult, ReplayTo, ShardMsg};
+use crate::msg::{Answer, CountTo, Occupants, OwnedPublish, ReplayResult, ReplayTo, ShardMsg};
 use crate::record::{Page, Question, Record, StoreAnswer, StoreError, StoreRead, Ticket};
 
 /// Logs that are tried to be loaded again per tick.
@@ -288,7 +288,7 @@ impl Shard {
             }
             Deferred::Describe { shard, request } => {
                 let answer = Answer::Channel {
-                    subscribers: 0,
+                    occupants: Occupants::default(),
                     last_sequence: None,
                 };
                 self.send_answer(shard, request, answer);

@@ -1,8 +1,8 @@
-//! What happens by itself: heartbeats, the end of silent connections (contract D12), and
-//! forgetting channels that nobody uses.
+//! What happens by itself: heartbeats, the end of silent connections (contract D12), numbers of
+//! members, and forgetting channels that nobody uses.
 
 use super::Shard;
-use crate::error::CloseCause;
+use crate::error::{CloseCause, ErrorCode};
 use crate::ids::{ConnId, Now};
 use crate::wire::wsocket::write_heartbeat;
 
@@ -10,15 +10,22 @@ use crate::wire::wsocket::write_heartbeat;
 const SWEEP_S: u32 = 60;
 
 impl Shard {
-    /// To be called about once a second.
+    /// To be called about once a second, and more often for deadlines that are finer: those are
+    /// looked at with every [`Shard::finish_turn`].
     pub fn tick(&mut self, now: Now) {
+        if now.mono_s() == self.ticked_s {
+            return;
+        }
+        self.ticked_s = now.mono_s();
         while let Some(due) = self.wheel.take_due(now.mono_s()) {
             for conn in due {
                 self.look_at(conn, now);
             }
         }
+        self.check_ends(now);
         self.home.expire(now);
         self.load_given_up(now);
+        self.tick_presence(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
             self.swept_s = now.mono_s();
             self.home.forget_idle(now.mono_ms());
@@ -31,6 +38,18 @@ impl Shard {
             return;
         };
         let now_s = now.mono_s();
+        let ends_ms = c.session.grant.credential.expires_ms();
+        if self
+            .expiry_due_s(ends_ms, now)
+            .is_some_and(|due| due <= now_s)
+        {
+            self.error(conn, &ErrorCode::TokenExpired.into(), None, None, now);
+            self.close(conn, CloseCause::TokenExpired, now);
+            return;
+        }
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
         if c.shows_life && now_s.saturating_sub(c.last_in_s) >= liveness {
             self.close(conn, CloseCause::IdleTimeout, now);
             return;
@@ -47,7 +66,16 @@ impl Shard {
         if c.shows_life {
             due = due.min(c.last_in_s + liveness);
         }
+        let due = due.min(self.expiry_due_s(ends_ms, now).unwrap_or(due));
         self.wheel.schedule(conn, due);
+    }
+
+    /// The monotonic second at which a connection ends for its token's sake (contract D27), if it does.
+    pub(super) fn expiry_due_s(&self, expires_ms: Option<u64>, now: Now) -> Option<u32> {
+        let expires_ms = expires_ms.filter(|_| self.options.close_on_expiry)?;
+        let end_ms = expires_ms.saturating_add(self.options.limits.token_expiry_grace_ms);
+        let left_s = seconds(end_ms.saturating_sub(now.unix_ms));
+        Some(now.mono_s().saturating_add(left_s))
     }
 
     pub(super) fn heartbeat_s(&self) -> u32 {

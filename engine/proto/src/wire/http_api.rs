@@ -21,8 +21,10 @@ use super::resume::floor_ms;
 use super::wsocket::{PageRequest, parse_direction, payload_json, string, wrong_field};
 use crate::auth::is_valid_client_id;
 use crate::error::{AdminClose, CloseCause, ErrorCode, ProtocolError};
-use crate::limits::CHANNEL_NAME_BYTES_MAX;
-use crate::msg::Published;
+use crate::limits::{
+    CHANNEL_NAME_BYTES_MAX, CLIENT_ID_BYTES_MAX, PRESENCE_PAGE_DEFAULT, PRESENCE_PAGE_MAX,
+};
+use crate::msg::{Occupants, Published};
 use crate::shard::PublishItem;
 
 /// Channels in a page of the channel list when the request gives no `limit`.
@@ -180,35 +182,67 @@ impl ChannelPage {
     /// 40000 when the query cannot be decoded; 40003 for a `limit` that is not a number and a `cursor` that no reply
     /// has given.
     pub fn parse(query: &str) -> Result<Self, ProtocolError> {
-        let (mut prefix, mut limit, mut cursor) = (None, None, None);
-        for pair in crate::url::pairs(query) {
-            let (name, value) = pair?;
-            let slot = match &*name {
-                "prefix" => &mut prefix,
-                "limit" => &mut limit,
-                "cursor" => &mut cursor,
-                _ => continue,
-            };
-            if slot.is_none() && !value.is_empty() {
-                *slot = Some(value);
-            }
-        }
-        let limit = match limit.as_deref() {
-            None => CHANNEL_PAGE_DEFAULT,
-            Some(text) => match text
-                .parse::<u32>()
-                .map_err(|_| wrong_field("`limit` must be a number"))?
-            {
-                0 => CHANNEL_PAGE_DEFAULT,
-                given => CHANNEL_PAGE_MAX.min(given as usize),
-            },
-        };
+        let [prefix, limit, cursor] = first_of(query, ["prefix", "limit", "cursor"])?;
         Ok(Self {
             prefix: prefix.map(Cow::into_owned).unwrap_or_default(),
-            after: cursor.as_deref().map(parse_cursor).transpose()?,
-            limit,
+            after: parse_cursor(cursor.as_deref(), CHANNEL_NAME_BYTES_MAX)?,
+            limit: parse_limit(limit.as_deref(), CHANNEL_PAGE_DEFAULT, CHANNEL_PAGE_MAX)?,
         })
     }
+}
+
+/// Which part of a channel's members is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberQuery {
+    /// Only client ids after this one.
+    pub after: Option<String>,
+    /// At most so many, 1..=[`PRESENCE_PAGE_MAX`].
+    pub limit: usize,
+}
+
+impl MemberQuery {
+    /// Reads the query of `GET /api/channels/{channel}/presence`: `limit` and `cursor`, the first of each.
+    ///
+    /// # Errors
+    /// As those of [`ChannelPage::parse`].
+    pub fn parse(query: &str) -> Result<Self, ProtocolError> {
+        let [limit, cursor] = first_of(query, ["limit", "cursor"])?;
+        Ok(Self {
+            after: parse_cursor(cursor.as_deref(), CLIENT_ID_BYTES_MAX)?,
+            limit: parse_limit(limit.as_deref(), PRESENCE_PAGE_DEFAULT, PRESENCE_PAGE_MAX)?,
+        })
+    }
+}
+
+/// The first value of each of these names that is not empty.
+fn first_of<'a, const N: usize>(
+    query: &'a str,
+    names: [&str; N],
+) -> Result<[Option<Cow<'a, str>>; N], ProtocolError> {
+    let mut values = [const { None }; N];
+    for pair in crate::url::pairs(query) {
+        let (name, value) = pair?;
+        let slot = names.iter().position(|n| *n == name);
+        if let Some(slot) = slot.and_then(|i| values.get_mut(i))
+            && slot.is_none()
+            && !value.is_empty()
+        {
+            *slot = Some(value);
+        }
+    }
+    Ok(values)
+}
+
+/// A `limit`: 0 and none are the default, what is above the most is the most.
+fn parse_limit(text: Option<&str>, default: usize, most: usize) -> Result<usize, ProtocolError> {
+    let given: u32 = text.map_or(Ok(0), |text| {
+        text.parse()
+            .map_err(|_| wrong_field("`limit` must be a number"))
+    })?;
+    Ok(match given {
+        0 => default,
+        given => most.min(given as usize),
+    })
 }
 
 /// Reads the query of `GET /api/channels/{channel}/messages` (contract D17): `limit`, `before`, `after`, `direction`,
@@ -217,23 +251,22 @@ impl ChannelPage {
 /// # Errors
 /// 40000 when the query cannot be decoded; 40003 for a number that is none, a negative bound and an unknown direction.
 pub fn parse_page(query: &str) -> Result<PageRequest, ProtocolError> {
-    let [mut limit, mut before, mut after] = [None, None, None];
-    let [mut before_sequence, mut after_sequence, mut direction] = [None, None, None];
-    for pair in crate::url::pairs(query) {
-        let (name, value) = pair?;
-        let slot = match &*name {
-            "limit" => &mut limit,
-            "before" => &mut before,
-            "after" => &mut after,
-            "beforeSeq" => &mut before_sequence,
-            "afterSeq" => &mut after_sequence,
-            "direction" => &mut direction,
-            _ => continue,
-        };
-        if slot.is_none() && !value.is_empty() {
-            *slot = Some(value);
-        }
-    }
+    let names = [
+        "limit",
+        "before",
+        "after",
+        "beforeSeq",
+        "afterSeq",
+        "direction",
+    ];
+    let [
+        limit,
+        before,
+        after,
+        before_sequence,
+        after_sequence,
+        direction,
+    ] = first_of(query, names)?;
     let number = |text: Option<Cow<'_, str>>, wrong| {
         text.map(|text| serde_json::from_str::<Number>(&text).map_err(|_| wrong_field(wrong)))
             .transpose()
@@ -256,9 +289,9 @@ pub fn parse_page(query: &str) -> Result<PageRequest, ProtocolError> {
     })
 }
 
-/// Writes the reply to `GET /api/channels` from names with their subscribers, in order of name; one more than `limit`
+/// Writes the reply to `GET /api/channels` from names with who is there, in order of name; one more than `limit`
 /// says that the list goes on.
-pub fn write_channels(out: &mut Vec<u8>, channels: &[(&str, usize)], limit: usize) {
+pub fn write_channels(out: &mut Vec<u8>, channels: &[(&str, Occupants)], limit: usize) {
     let page = channels.get(..limit).unwrap_or(channels);
     let cursor = page
         .last()
@@ -266,24 +299,24 @@ pub fn write_channels(out: &mut Vec<u8>, channels: &[(&str, usize)], limit: usiz
         .map(|(name, _)| BASE64URL_NOPAD.encode(name.as_bytes()));
     let channels = page
         .iter()
-        .map(|&(channel, subscribers)| ChannelItem {
+        .map(|&(channel, occupants)| ChannelItem {
             channel,
-            subscribers,
-            members: 0,
+            subscribers: occupants.subscribers,
+            members: occupants.members,
         })
         .collect();
     write_json(out, &ChannelsReply { channels, cursor });
 }
 
 /// Writes the reply to `GET /api/channels/{channel}`.
-pub fn write_channel(out: &mut Vec<u8>, channel: &str, subscribers: usize, last_sequence: u64) {
+pub fn write_channel(out: &mut Vec<u8>, channel: &str, occupants: Occupants, last_sequence: u64) {
     write_json(
         out,
         &ChannelReply {
             channel,
-            occupied: subscribers > 0,
-            subscribers,
-            members: 0,
+            occupied: occupants != Occupants::default(),
+            subscribers: occupants.subscribers,
+            members: occupants.members,
             last_sequence,
         },
     );
@@ -492,13 +525,16 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for BoundedList<'_, T> {
     }
 }
 
-fn parse_cursor(text: &str) -> Result<String, ProtocolError> {
-    BASE64URL_NOPAD
-        .decode(text.as_bytes())
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .filter(|name| name.len() <= CHANNEL_NAME_BYTES_MAX)
-        .ok_or_else(|| wrong_field("`cursor` is not one that a reply has given"))
+fn parse_cursor(text: Option<&str>, bytes_max: usize) -> Result<Option<String>, ProtocolError> {
+    let read = |text: &str| {
+        BASE64URL_NOPAD
+            .decode(text.as_bytes())
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok())
+            .filter(|name| name.len() <= bytes_max)
+            .ok_or_else(|| wrong_field("`cursor` is not one that a reply has given"))
+    };
+    text.map(read).transpose()
 }
 
 fn not_json(text: &'static str) -> ProtocolError {

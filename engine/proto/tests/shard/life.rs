@@ -3,7 +3,7 @@
 use serde_json::json;
 use shardwire_proto::error::CloseCause;
 use shardwire_proto::ids::RequestId;
-use shardwire_proto::msg::{Answer, Query};
+use shardwire_proto::msg::{Answer, Occupants, Query};
 use shardwire_proto::shard::Output;
 
 use crate::support::{SERVER_KEY, World};
@@ -50,10 +50,6 @@ fn malformed_messages_are_answered_and_end_the_connection_when_many() {
         (
             r#"{"action":"subscribe","channel":"a b"}"#,
             "error 40009 a b",
-        ),
-        (
-            r#"{"action":"presence.enter","channel":"a"}"#,
-            "error 40002 a",
         ),
     ] {
         w.send_text(c, text);
@@ -137,7 +133,7 @@ fn every_shard_answers_a_question_for_its_own() {
         .iter()
         .filter_map(|a| match a {
             Answer::Channel {
-                subscribers: 1,
+                occupants: Occupants { subscribers: 1, .. },
                 last_sequence,
             } => *last_sequence,
             other => panic!("{other:?}"),

@@ -5,8 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod history;
 mod life;
+mod presence;
 mod publish;
 mod replay;
 mod resume;

@@ -77,7 +77,8 @@ impl Client {
 }
 
 /// A frame in short: `subscribed a`, `a#3 id replay`, `ack id a#3`, `error 50300 a id`,
-/// `history a 1,2 more`, `resumed a:true:2`. Panics at a field that breaks a client (contract 4.3).
+/// `history a 1,2 more`, `resumed a:true:2`, `enter a me{"x":1}`, `members a me you`,
+/// `count a 7 events`. Panics at a field that breaks a client (contract 4.3).
 pub fn summary(frame: &Value) -> String {
     let text = |field: &str| frame[field].as_str().expect(field).to_owned();
     let option = |field: &str| match &frame[field] {
@@ -137,6 +138,60 @@ pub fn summary(frame: &Value) -> String {
             };
             format!("history {} {}{more}", text("channel"), sequences.join(","))
         }
+        action @ ("presence.enter" | "presence.update" | "presence.leave") => {
+            let (client, state) = member(frame);
+            let verb = &action["presence.".len()..];
+            format!("{verb} {} {client}{state}", text("channel"))
+        }
+        "presence.members" => {
+            let list = ["members", "data"].map(|field| frame[field].as_array());
+            let list = list.into_iter().flatten().next().expect("members");
+            let names = list.iter().map(|m| {
+                let (client, state) = member(m);
+                format!(" {client}{state}")
+            });
+            let cut = frame["total"].as_u64().map_or(String::new(), |n| {
+                assert_eq!(frame["truncated"], true);
+                format!(" of {n}")
+            });
+            format!(
+                "members {}{}{cut}",
+                text("channel"),
+                names.collect::<String>()
+            )
+        }
+        "presence.count" => {
+            assert!(frame["timestamp"].is_u64(), "{frame}");
+            let events = if frame["events"] == true {
+                " events"
+            } else {
+                ""
+            };
+            format!("count {} {}{events}", text("channel"), frame["count"])
+        }
         action => action.to_owned(),
     }
+}
+
+/// Client id and state of a member, whatever the shape.
+fn member(frame: &Value) -> (String, String) {
+    let nested = &frame["data"]["clientId"];
+    let member = if nested.is_string() {
+        assert!(frame["clientId"].is_null() || frame["clientId"] == *nested);
+        &frame["data"]
+    } else {
+        frame
+    };
+    assert!(member["joinedAt"].is_u64(), "{frame}");
+    let state = match &member["data"] {
+        Value::Null => String::new(),
+        state => {
+            assert!(state.is_object(), "{frame}");
+            state.to_string()
+        }
+    };
+    (
+        member["clientId"].as_str().expect("clientId").to_owned(),
+        state,
+    )
 }

@@ -11,6 +11,13 @@ fn code<T>(result: Result<T, ProtocolError>) -> u16 {
     result.map(|_| ()).expect_err("must be refused").code.code()
 }
 
+fn there(subscribers: usize, members: usize) -> Occupants {
+    Occupants {
+        subscribers,
+        members,
+    }
+}
+
 fn messages(body: &str) -> Result<PublishRequest<'_>, ProtocolError> {
     parse_messages(body.as_bytes(), "room", None, 100)
 }
@@ -250,7 +257,15 @@ fn a_page_of_channels_goes_on_from_its_cursor() {
         }
     );
     let mut out = Vec::new();
-    write_channels(&mut out, &[("room:a", 1), ("room:b", 2), ("room:c", 3)], 2);
+    write_channels(
+        &mut out,
+        &[
+            ("room:a", there(1, 4)),
+            ("room:b", there(2, 0)),
+            ("room:c", there(0, 3)),
+        ],
+        2,
+    );
     let reply: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(
         reply["channels"][1],
@@ -261,7 +276,11 @@ fn a_page_of_channels_goes_on_from_its_cursor() {
     let next = ChannelPage::parse(&format!("cursor={cursor}")).unwrap();
     assert_eq!(next.after.as_deref(), Some("room:b"));
     out.clear();
-    write_channels(&mut out, &[("room:a", 1), ("room:b", 2)], 2);
+    write_channels(
+        &mut out,
+        &[("room:a", there(1, 4)), ("room:b", there(2, 0))],
+        2,
+    );
     assert!(!String::from_utf8(out).unwrap().contains("cursor"));
 }
 
@@ -285,11 +304,11 @@ fn page_limits_are_clamped_and_nonsense_is_refused() {
 #[test]
 fn a_channel_is_described() {
     let mut out = Vec::new();
-    write_channel(&mut out, "a", 2, 9);
+    write_channel(&mut out, "a", there(2, 3), 9);
     let reply = String::from_utf8(out).unwrap();
     assert_eq!(
         reply,
-        r#"{"channel":"a","occupied":true,"subscribers":2,"members":0,"lastSequence":9}"#
+        r#"{"channel":"a","occupied":true,"subscribers":2,"members":3,"lastSequence":9}"#
     );
 }
 

@@ -8,9 +8,11 @@
 //! its numbers survive.
 
 mod frames;
+mod presence;
 mod request;
 
 pub use frames::*;
+pub use presence::*;
 pub use request::*;
 pub(super) use request::{string, wrong_field};
 

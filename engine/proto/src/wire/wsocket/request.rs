@@ -32,11 +32,25 @@ pub enum Request<'a> {
         channel: Cow<'a, str>,
         page: PageRequest,
     },
+    Presence {
+        channel: Cow<'a, str>,
+        request: PresenceRequest<'a>,
+    },
     Resume {
         token: Cow<'a, str>,
         /// The token came in group B's field (contract 5.6).
         flat: bool,
     },
+}
+
+/// What a client wants of a channel's presence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PresenceRequest<'a> {
+    /// `presence.enter` or `presence.update`, which are the same but for whether the client is a
+    /// member (contract D20). The state is the text of a JSON object, untouched.
+    Put(Option<&'a str>),
+    Leave,
+    Get,
 }
 
 /// What a subscriber wants to be sent of the past.
@@ -172,6 +186,18 @@ fn parse_envelope<'a>(envelope: &Envelope<'a>) -> Result<Request<'a>, ProtocolEr
             channel: channel()?,
             page: page_request(envelope)?,
         }),
+        "presence.enter" | "presence.update" => Ok(Request::Presence {
+            channel: channel()?,
+            request: PresenceRequest::Put(presence_state(envelope.data)?),
+        }),
+        "presence.leave" => Ok(Request::Presence {
+            channel: channel()?,
+            request: PresenceRequest::Leave,
+        }),
+        "presence.get" => Ok(Request::Presence {
+            channel: channel()?,
+            request: PresenceRequest::Get,
+        }),
         "resume" => {
             let (raw, flat) = match envelope.resume_token {
                 Some(raw) => (Some(raw), false),
@@ -266,6 +292,27 @@ pub fn payload_json(data: Option<&RawValue>) -> Result<&str, ProtocolError> {
         return Err(wrong_field("`data` is nested too deep"));
     }
     Ok(data)
+}
+
+/// The state of a presence request; an empty array is php's empty object and counts as absent.
+///
+/// Errors: 40010 when it is not an object (contract D20), 40003 when it is nested too deep.
+fn presence_state(data: Option<&RawValue>) -> Result<Option<&str>, ProtocolError> {
+    let Some(data) = data.map(RawValue::get) else {
+        return Ok(None);
+    };
+    if is_object(data) {
+        if nests_too_deep(data.as_bytes()) {
+            return Err(wrong_field("`data` is nested too deep"));
+        }
+        return Ok(Some(data));
+    }
+    let inner = data.strip_prefix('[').and_then(|d| d.strip_suffix(']'));
+    if inner.is_some_and(|i| i.trim().is_empty()) {
+        Ok(None)
+    } else {
+        Err(ErrorCode::BadPresenceState.into())
+    }
 }
 
 fn is_object(payload: &str) -> bool {
@@ -429,6 +476,42 @@ mod tests {
             let text = format!(r#"{{"action":"history","channel":"c"{bad}}}"#);
             assert_eq!(code(&text), 40003, "{bad}");
         }
+    }
+
+    #[test]
+    fn presence_state_is_an_object_or_absent() {
+        let put = |rest: &str| {
+            let text = format!(r#"{{"action":"presence.enter","channel":"c"{rest}}}"#);
+            parse_request(&text).map(|r| match r {
+                Request::Presence {
+                    request: PresenceRequest::Put(state),
+                    ..
+                } => state.map(str::to_owned),
+                other => panic!("{other:?}"),
+            })
+        };
+        for absent in ["", r#","data":null"#, r#","data":[]"#, r#","data":[ ]"#] {
+            assert_eq!(put(absent).unwrap(), None, "{absent}");
+        }
+        let text = r#"{"b":1.0e+2, "a" :"\u00e9"}"#;
+        assert_eq!(
+            put(&format!(r#","data": {text} "#)).unwrap().as_deref(),
+            Some(text)
+        );
+        for bad in ["1", "true", r#""x""#, "[1]"] {
+            let refused = put(&format!(r#","data":{bad}"#)).unwrap_err();
+            assert_eq!(refused.error.code, ErrorCode::BadPresenceState, "{bad}");
+            assert_eq!(refused.channel.as_deref(), Some("c"));
+            assert!(!refused.is_malformed());
+        }
+        assert!(matches!(
+            parse_request(r#"{"action":"presence.get","channel":"c","data":7}"#).unwrap(),
+            Request::Presence {
+                request: PresenceRequest::Get,
+                ..
+            }
+        ));
+        assert_eq!(code(r#"{"action":"presence.leave"}"#), 40003);
     }
 
     #[test]
