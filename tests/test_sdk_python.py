@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import queue
 import subprocess
@@ -22,10 +23,10 @@ PEER = pathlib.Path(__file__).parent / "harness" / "sdk_peer.py"
 class Peer:
     """One SDK client in a process of its own."""
 
-    def __init__(self, server, key=SERVER_KEY, url=None, **options):
+    def __init__(self, server, key=SERVER_KEY, url=None, env=None, **options):
         self.process = subprocess.Popen(
             [sys.executable, str(PEER), url or server.url, key, json.dumps(options)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env={**os.environ, **(env or {})},
         )
         self.events = queue.Queue()
         self.backlog = []

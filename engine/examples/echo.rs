@@ -14,18 +14,18 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use clap::Parser;
-use futures_lite::{AsyncReadExt, future};
-use glommio::net::TcpStream;
+use futures_lite::future;
 use glommio::{LocalExecutorBuilder, Placement};
+use shardwire::accept::{Acceptor, INBOX_CONNECTIONS};
+use shardwire::conn::Transport;
 use shardwire::http::HttpSettings;
-use shardwire::shard::{Core, Handshake, IoCounts, Settings, ShardRuntime, start_clock};
+use shardwire::shard::{Core, Handshake, IoCounts, Settings, ShardRuntime, inbox, start_clock};
 use shardwire::{check, sys};
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
@@ -78,7 +78,7 @@ fn run(addr: SocketAddr) -> Result<(), String> {
     // Caught before anyone is told to connect: a signal that comes early still ends it cleanly.
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| format!("cannot catch signals: {error}"))?;
-    let listener = sys::listen_exclusively(addr, Duration::from_secs(30))
+    let listener = sys::listen(addr, Duration::from_secs(30))
         .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
     let shard = LocalExecutorBuilder::new(Placement::Unbound)
         .name("echo")
@@ -104,18 +104,23 @@ async fn serve(listener: Socket) {
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
         store: None,
+        tls: None,
         registry: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));
     let runtime = ShardRuntime::new(ShardId(0), Echo::default(), settings, http, start_clock());
     glommio::spawn_local(runtime.clone().run_turns()).detach();
-    let accepting = glommio::spawn_local(runtime.accept(sys::glommio_listener(listener)));
+    let (connections, inbox) = inbox::bounded(INBOX_CONNECTIONS);
+    let accepting = Acceptor::start(vec![listener], vec![connections]);
     if let Some(bound) = bound {
         // Whoever closed stdout knows the address.
         let _ = writeln!(io::stdout(), "listening on {bound}");
     }
-    accepting.await;
+    match accepting {
+        Ok(_) => runtime.admit_all(inbox).await,
+        Err(error) => eprintln!("echo: cannot accept connections: {error}"),
+    }
 }
 
 /// The connections and what waits for them. See [`Core`] for who calls what when.
@@ -316,15 +321,15 @@ impl Core for Echo {
 
     fn serve_http(
         _: Rc<ShardRuntime<Self>>,
-        stream: TcpStream,
+        transport: Transport,
         _: Vec<u8>,
     ) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(require_upgrade(stream))
+        Box::pin(require_upgrade(transport))
     }
 }
 
 /// Answers a request that is not a handshake with 426 (RFC 9110 section 15.5.22), and ends the connection.
-async fn require_upgrade(mut stream: TcpStream) {
+async fn require_upgrade(mut transport: Transport) {
     let mut response = Vec::new();
     write_refusal(
         &mut response,
@@ -333,13 +338,14 @@ async fn require_upgrade(mut stream: TcpStream) {
         &[("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
         r#"{"error":"this server speaks WebSocket only","code":40000,"status":426}"#,
     );
-    let fd = stream.as_raw_fd();
-    sys::send(fd, &response);
-    sys::shutdown(fd, std::net::Shutdown::Write);
+    transport.send_last(&response);
     // A body may be under way, and a close before it is read would reset the connection and lose the answer.
     let drained = async {
         let mut scrap = [0; 4096];
-        while matches!(stream.read(&mut scrap).await, Ok(1..)) {}
+        while matches!(
+            future::poll_fn(|cx| transport.poll_read(cx, &mut scrap)).await,
+            Ok(1..)
+        ) {}
     };
     future::or(drained, async {
         glommio::timer::sleep(REFUSED_LINGER).await;

@@ -4,6 +4,8 @@
 //! this process's own limits; a `fail` is only what cannot work, everything that merely costs capacity is a `warn`; each
 //! of both says what to do.
 
+mod kernel;
+
 use std::fmt;
 use std::fs;
 use std::io::{self, Write};
@@ -20,7 +22,7 @@ use socket2::{Domain, Socket, Type};
 use crate::config::cli::Flags;
 use crate::config::{Config, Env, Host, NOFILE_RESERVE, show_cores};
 use crate::keys::{DataDir, DevKeys};
-use crate::sys;
+use crate::tls::Acceptors;
 
 /// Locked memory, in bytes, below which the runtime refuses to start (glommio 0.9, `Reactor::new`).
 const MEMLOCK_MIN: u64 = 512 * 1024;
@@ -156,19 +158,33 @@ fn all(flags: &Flags, env: &Env, this_host: &Host) -> Vec<Finding> {
             let warning = |text: &String| Finding::bad(Grade::Warn, "configuration", text, MEND);
             findings.extend(config.warnings.iter().map(warning));
             findings.push(data_dir(&config.data_dir));
+            findings.extend(certificates(&config));
             findings.extend(host(&config));
+            let own = [Some(config.listen), Some(config.admin_listen)];
+            findings.extend(addresses(&config, own));
         }
     }
     findings
 }
 
-/// Looks at the host, without the data folder (which the server locks by itself).
+/// Nothing where no listener has TLS.
+fn certificates(config: &Config) -> Option<Finding> {
+    const WHAT: &str = "certificates";
+    const MEND: &str = "PEM files, each key with its certificate, readable by the server's user";
+    if !config.tls.is_on() && config.admin_tls.is_none() {
+        return None;
+    }
+    Some(match Acceptors::load(config) {
+        Ok(_) => Finding::ok(WHAT, "read, each with its key"),
+        Err(error) => Finding::bad(Grade::Fail, WHAT, error, MEND),
+    })
+}
+
+/// Looks at the host, without the data folder (which the server locks by itself) and the addresses.
 #[must_use]
 pub fn host(config: &Config) -> Vec<Finding> {
     let shards = config.cores.len();
-    let running = DataDir::is_in_use(&config.data_dir);
-    let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok();
-    vec![
+    let mut findings = vec![
         Finding::ok(
             "shards",
             format!("{shards} on cores {}", show_cores(&config.cores)),
@@ -179,10 +195,23 @@ pub fn host(config: &Config) -> Vec<Finding> {
             getrlimit(Resource::Nofile).current,
             config.runtime.connections_max,
         ),
-        backlog(somaxconn.and_then(|text| text.trim().parse().ok())),
-        address("listen", config.listen, running),
-        address("admin.listen", config.admin_listen, running),
-    ]
+    ];
+    findings.extend(kernel::findings(
+        &config.cores,
+        config.runtime.connections_max,
+    ));
+    findings
+}
+
+/// Looks at the addresses for clients and for the admin port; those that are `None` come with their sockets.
+#[must_use]
+pub fn addresses(config: &Config, own: [Option<SocketAddr>; 2]) -> Vec<Finding> {
+    let running = DataDir::is_in_use(&config.data_dir);
+    ["listen", "admin.listen"]
+        .into_iter()
+        .zip(own)
+        .filter_map(|(what, own)| Some(address(what, own?, running)))
+        .collect()
 }
 
 fn io_uring() -> Finding {
@@ -249,20 +278,6 @@ fn nofile(limit: Option<u64>, connections_max: usize) -> Finding {
     }
 }
 
-/// The kernel's bound of connections waiting to be accepted; `None` when it cannot be read.
-fn backlog(somaxconn: Option<u64>) -> Finding {
-    const WHAT: &str = "accept backlog (net.core.somaxconn)";
-    let wanted = u64::try_from(sys::LISTEN_BACKLOG).unwrap_or_default();
-    let remedy = format!(
-        "sysctl net.core.somaxconn={wanted}: reconnecting crowds are refused earlier than need be"
-    );
-    match somaxconn {
-        Some(value) if value >= wanted => Finding::ok(WHAT, value.to_string()),
-        Some(value) => Finding::bad(Grade::Warn, WHAT, value.to_string(), remedy),
-        None => Finding::bad(Grade::Warn, WHAT, "cannot be read", remedy),
-    }
-}
-
 /// Binds the address, and lets it go. `running`: a server runs on the same data folder, so that it is no surprise when
 /// somebody listens there.
 fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
@@ -276,7 +291,8 @@ fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
             return Finding::bad(Grade::Warn, what, format!("{address}, in use"), remedy);
         }
         io::ErrorKind::AddrInUse => format!(
-            "another program has the port: ss -ltnp 'sport = :{}'",
+            "another program has the port (systemd does while shardwire.socket is active, which is as it should be): \
+             ss -ltnp 'sport = :{}'",
             address.port()
         ),
         io::ErrorKind::AddrNotAvailable => {
@@ -370,9 +386,6 @@ mod tests {
         assert_eq!(nofile(Some(20_000), 19_488).grade, Grade::Warn);
         assert_eq!(nofile(Some(1 << 20), 100_000).grade, Grade::Ok);
         assert_eq!(nofile(Some(70_000), 100_000).grade, Grade::Warn);
-        assert_eq!(backlog(Some(4096)).grade, Grade::Ok);
-        assert_eq!(backlog(Some(128)).grade, Grade::Warn);
-        assert!(backlog(None).remedy.is_some());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Shardwire's process: what surrounds [`shardwire_proto`] with sockets, threads and time.
 //!
 //! Where bytes enter and leave: [`conn`]; the order of a turn: [`shard`]; start and stop order:
-//! [`server`]; all `unsafe`: [`sys`].
+//! [`server`]; certificates: [`tls`]; all `unsafe`: [`sys`].
 
+pub mod accept;
+pub mod activation;
 pub mod check;
 pub mod config;
 pub mod conn;
@@ -16,3 +18,6 @@ pub mod server;
 pub mod shard;
 pub mod store;
 pub mod sys;
+pub mod takeover;
+pub mod tls;
+pub mod watchdog;

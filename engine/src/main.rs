@@ -9,12 +9,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use shardwire::activation::Inherited;
 use shardwire::check::{self, Grade};
 use shardwire::config::cli::{Cli, Command, Flags};
 use shardwire::config::{Config, Env, Host};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
 use shardwire::notify;
 use shardwire::server::{self, Ready};
+use shardwire::takeover;
+use shardwire::tls::Acceptors;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -31,14 +34,14 @@ fn main() -> ExitCode {
     match cli.command {
         Some(Command::Check { json }) => check::command(&cli.flags, &env, json),
         None => {
-            let code = serve(&cli.flags, &env);
+            let code = serve(&cli.flags, cli.takeover, &env);
             log::logger().flush();
             code
         }
     }
 }
 
-fn serve(flags: &Flags, env: &Env) -> ExitCode {
+fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
     let host = Host::of_process();
     let (config, dev_keys) = match (Config::load(flags, env, &host), DevKeys::from_env(env)) {
         (Ok(config), Ok(dev_keys)) => (config, dev_keys),
@@ -52,10 +55,32 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     };
     shardwire::log::init(&config.log);
     log_warnings(&config);
-    if !host_is_usable(&config) {
+    let inherited = match Inherited::from_service_manager() {
+        Ok(inherited) => inherited,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    if !host_is_usable(&config, &inherited, takes_over) {
         return ExitCode::from(EXIT_UNUSABLE);
     }
-    let opened = DataDir::lock(&config.data_dir)
+    let tls = match Acceptors::load(&config) {
+        Ok(tls) => tls,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    // Last of all checks: whoever asks for it has to be able to go on.
+    let (inherited, patience) = match take_over(&config, inherited, takes_over) {
+        Ok(taken) => taken,
+        Err(error) => {
+            log::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let opened = DataDir::lock_within(&config.data_dir, patience)
         .and_then(|dir| keys::open(&dir, &dev_keys).map(|opened| (dir, opened)));
     // The folder is this process's as long as `_dir` is there.
     let (_dir, opened) = match opened {
@@ -72,19 +97,20 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     };
     let first_start = opened.first_start.clone();
     let (ready_file, data_dir) = (config.ready_file.clone(), config.data_dir.clone());
+    let is_secure = config.tls.is_on();
     let on_ready = |ready: &Ready| {
         if let Some(first_start) = &first_start {
-            let text = first_start_text(first_start, ready.listen, &data_dir);
+            let text = first_start_text(first_start, ready.listen, is_secure, &data_dir);
             // Whoever closed stdout does not want the keys.
             _ = std::io::stdout().write_all(text.as_bytes());
         }
         if let Some(path) = &ready_file {
             write_ready_file(path, ready);
         }
-        notify::ready();
+        notify::ready(&format!("serving {}", ready.listen));
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
-    match server::run(config, opened, &reload, on_ready) {
+    match server::run(config, tls, opened, inherited, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
@@ -99,14 +125,51 @@ fn log_warnings(config: &Config) {
     }
 }
 
+/// The listening sockets of the server that is to be succeeded, if that is asked for and one runs, and how long to wait
+/// for its place.
+fn take_over(
+    config: &Config,
+    inherited: Inherited,
+    takes_over: bool,
+) -> Result<(Inherited, Duration), String> {
+    if !takes_over {
+        return Ok((inherited, Duration::ZERO));
+    }
+    let taken = takeover::take(&config.data_dir).map_err(|error| {
+        format!("the running server does not hand over its sockets, and goes on: {error}")
+    })?;
+    let Some(taken) = taken else {
+        log::info!("no server runs on this data folder: nothing to take over");
+        return Ok((inherited, Duration::ZERO));
+    };
+    log::info!(predecessor = taken.pid; "took over the listening sockets; waiting for the predecessor to end");
+    let theirs = taken.sockets.only(config.listen, config.admin_listen);
+    // What a service manager passes on comes first.
+    let or = |ours: Vec<_>, theirs| if ours.is_empty() { theirs } else { ours };
+    let sockets = Inherited {
+        client: or(inherited.client, theirs.client),
+        admin: or(inherited.admin, theirs.admin),
+    };
+    Ok((sockets, taken.gone_within))
+}
+
 /// Raises this process's limits, then logs what is amiss with the host. False when the server could not run.
-fn host_is_usable(config: &Config) -> bool {
+fn host_is_usable(config: &Config, inherited: &Inherited, takes_over: bool) -> bool {
     check::raise_limits();
-    for address in [config.listen, config.admin_listen] {
+    // Addresses that are passed on are taken, and rightly so.
+    let own = |address, passed_on: bool| (!passed_on && !takes_over).then_some(address);
+    let own = [
+        own(config.listen, !inherited.client.is_empty()),
+        own(config.admin_listen, !inherited.admin.is_empty()),
+    ];
+    for address in own.into_iter().flatten() {
         check::await_free(address, RESTART_PATIENCE);
     }
     let mut usable = true;
-    for finding in check::host(config) {
+    let findings = check::host(config)
+        .into_iter()
+        .chain(check::addresses(config, own));
+    for finding in findings {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.grade {
             Grade::Ok => log::debug!(value = finding.value; "{}", finding.what),
@@ -133,7 +196,13 @@ fn write_ready_file(path: &Path, ready: &Ready) {
 }
 
 /// What the first start shows: the keys, this once, and a line each to receive and to send a message.
-fn first_start_text(keys: &FirstStart, listen: SocketAddr, data_dir: &Path) -> String {
+fn first_start_text(
+    keys: &FirstStart,
+    listen: SocketAddr,
+    is_secure: bool,
+    data_dir: &Path,
+) -> String {
+    let s = if is_secure { "s" } else { "" };
     let FirstStart {
         client_key,
         server_key,
@@ -149,13 +218,13 @@ First start: made the app \"dev\" with two keys. They are shown this once; {data
 
 Receive, with the Python SDK (pip install wsocket-io):
 
-  python3 -c 'import asyncio, wsocket; c = wsocket.create_client(\"ws://{address}\", \"{client_key}\"); \
+  python3 -c 'import asyncio, wsocket; c = wsocket.create_client(\"ws{s}://{address}\", \"{client_key}\"); \
 c.channel(\"chat\").on_message(lambda data, meta: print(data)); loop = asyncio.new_event_loop(); \
 loop.run_until_complete(c.connect()); loop.run_forever()'
 
 Send, with curl:
 
-  curl http://{address}/api/channels/chat/messages -H 'Authorization: Bearer {server_key}' \
+  curl http{s}://{address}/api/channels/chat/messages -H 'Authorization: Bearer {server_key}' \
 -H 'Content-Type: application/json' -d '{{\"data\": {{\"text\": \"hello\"}}}}'
 
 "
@@ -182,7 +251,12 @@ mod tests {
             client_key: "ck_1".into(),
             server_key: "sk_2".into(),
         };
-        let text = first_start_text(&keys, "0.0.0.0:9001".parse().unwrap(), Path::new("./data"));
+        let text = first_start_text(
+            &keys,
+            "0.0.0.0:9001".parse().unwrap(),
+            false,
+            Path::new("./data"),
+        );
         assert!(text.contains("curl http://127.0.0.1:9001/api/channels/chat/messages"));
         assert!(text.contains("\"ws://127.0.0.1:9001\", \"ck_1\"") && text.contains("Bearer sk_2"));
         assert!(text.contains(r#"-d '{"data": {"text": "hello"}}'"#));

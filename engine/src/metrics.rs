@@ -232,7 +232,7 @@ fn render_simple(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
         (
             "shardwire_sent_bytes_total",
             "counter",
-            "Bytes that the kernel took.",
+            "Bytes that the kernel took, counted before TLS.",
             |s| s.counters.bytes_sent,
         ),
         (
@@ -279,7 +279,7 @@ fn closed(counters: &Counters, cause: &str) -> u64 {
 /// Several numbers per shard, told apart by a second label.
 fn render_labelled(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Split = fn(&Stats) -> Vec<(String, u64)>;
-    let families: [(&str, &str, &str, &str, Split); 6] = [
+    let families: [(&str, &str, &str, &str, Split); 7] = [
         (
             "shardwire_publishes_total",
             "counter",
@@ -307,6 +307,13 @@ fn render_labelled(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
                     ("failed", c.heads_failed),
                 ])
             },
+        ),
+        (
+            "shardwire_tls_handshakes_total",
+            "counter",
+            "TLS handshakes by what became of them.",
+            "result",
+            |s| named(s.counters.tls_handshakes.iter().copied()),
         ),
         (
             "shardwire_connections_closed_total",

@@ -1,10 +1,14 @@
 //! Start and stop order of the process.
 //!
-//! Start: listeners (so that a taken address fails before anything runs), shards, mesh, accepting,
-//! then ready. Stop, on SIGTERM or SIGINT: accept no more, end connections at the configured pace,
-//! stop shards. A second signal stops at once. SIGHUP reads the configuration again.
+//! Start: listening sockets (so that a taken address fails before anything runs), store, shards, mesh, ready, accepting.
+//! Stop, on SIGTERM, SIGINT or [`Operator::drain`]: tell (`/readyz`), accept no more, end connections at the configured
+//! pace with what is due to them, stop shards, flush the store. A second signal stops at once. SIGHUP reads the
+//! configuration again.
 
+mod operator;
+mod reload;
 mod shard_thread;
+mod sockets;
 
 use std::fmt;
 use std::io;
@@ -13,19 +17,17 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use shardwire_proto::auth::jwt::TokenRules;
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
-use shardwire_proto::namespace::Namespaces;
 use shardwire_proto::record::StoreReply;
-use shardwire_proto::shard::Options;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use socket2::Socket;
 
-use crate::config::{Auth, Config, OnExpiry};
+use crate::accept::{Acceptor, INBOX_CONNECTIONS};
+use crate::activation::Inherited;
+use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
 use crate::registry::{self, RegistryHandle};
@@ -33,14 +35,27 @@ use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
-use crate::sys;
+use crate::takeover::{self, Offered};
+use crate::tls::Acceptors;
+use crate::watchdog::{Beats, Watchdog};
+use crate::{notify, sys};
+pub use operator::Operator;
+use operator::Order;
+use reload::options;
 use shard_thread::{Control, Plan};
+use sockets::Sockets;
 
 /// Name of the embedded store in the data folder.
 const MESSAGES_FILE: &str = "messages.db";
 
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a stop takes beside draining and the store.
+const STOP_MARGIN: Duration = Duration::from_secs(3);
+
+/// How often a drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(2);
 
 /// Orders that may wait for a shard: more than are ever given in a row.
 const CONTROL_QUEUE: usize = 16;
@@ -70,6 +85,8 @@ pub enum RunError {
     Signals(io::Error),
     /// The store of messages cannot be used.
     Store(String),
+    /// The thread that follows certificate files cannot be made.
+    Tls(io::Error),
     /// The admin token cannot be read.
     AdminToken(String),
 }
@@ -87,6 +104,7 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
     }
@@ -97,16 +115,18 @@ impl std::error::Error for RunError {}
 /// What a reload brings: a configuration that has been read and checked.
 pub type Reload<'a> = &'a dyn Fn() -> Result<Config, String>;
 
-/// Serves until a signal ends it. Blocks; the caller's thread handles the signals.
+/// Serves until a signal ends it, on the sockets that were passed on, or its own. Blocks; the caller's thread is the one
+/// that orders start and end.
 pub fn run(
     config: Config,
+    tls: Acceptors,
     opened: Opened,
+    inherited: Inherited,
     reload: Reload<'_>,
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), RunError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(RunError::Signals)?;
-    let (listeners, listen) = bind_all(&config, config.listen, config.cores.len())?;
-    let (admin_listeners, admin) = bind_all(&config, config.admin_listen, 1)?;
+    let (operator, orders) = Operator::new().map_err(RunError::Signals)?;
+    let sockets = Sockets::open(&config, inherited)?;
     let (inboxes, replies): (Vec<_>, Vec<_>) = config
         .cores
         .iter()
@@ -115,19 +135,12 @@ pub fn run(
     let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
     let store = store::start(storage, &config.store, inboxes)
         .map_err(|error| RunError::Store(error.to_string()))?;
+    let offered = offer_takeover(&config, &sockets, operator);
+    let (listen, admin) = sockets
+        .addresses()
+        .unwrap_or((config.listen, config.admin_listen));
     let token = keys::read_admin_token(&config.data_dir)
         .map_err(|error| RunError::AdminToken(error.to_string()))?;
-    let admin_start = AdminStart {
-        token,
-        config: Arc::new(config.clone()),
-        listen,
-        admin,
-    };
-    let sockets = Sockets {
-        listeners,
-        admin: admin_listeners,
-        admin_start,
-    };
     let (shard_inboxes, snapshots): (Vec<_>, Vec<_>) = config
         .cores
         .iter()
@@ -144,62 +157,127 @@ pub fn run(
         shard_inboxes,
         config.auth.jwks_allow_http,
     );
-    let inboxes = Inboxes { replies, snapshots };
-    let shards = start_shards(&config, &registry, sockets, &store, inboxes)?;
+    let served = Served {
+        registry: registry.clone(),
+        store: store.clone(),
+        tls: tls.clone(),
+        admin: sockets.admin,
+        admin_start: AdminStart {
+            token,
+            config: Arc::new(config.clone()),
+            listen,
+            admin,
+        },
+    };
+    let (shards, connections) = start_shards(&config, served, replies, snapshots)?;
+    let failed = |error| RunError::Listen {
+        addr: listen,
+        error,
+    };
+    let acceptor = Acceptor::start(sockets.client, connections).map_err(failed)?;
+    let _watch = tls.watch().map_err(RunError::Tls)?;
     on_ready(&Ready { listen, admin });
+    let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;
-    for signal in &mut signals {
-        if signal != SIGHUP {
-            break;
-        }
-        match reload() {
-            Ok(next) => {
-                tell_changes(&current, &next);
-                current = keep_fixed(&current, next);
-                apply(&shards, &current);
-                registry.reload();
-            }
-            Err(error) => log::error!("reload refused, the old configuration stays: {error}"),
-        }
+    while pulse.next(&orders) == Order::Reload {
+        reload::reload(&shards, &tls, &registry, &mut current, reload);
     }
-    stop(shards, &current, signals);
+    let accepting = Accepting { acceptor, offered };
+    stop(shards, accepting, &current, &orders, pulse);
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
     }
+    log::info!("stopped");
     Ok(())
 }
 
-/// Listening sockets for one address, one per shard; the first settles the port.
-fn bind_all(
-    config: &Config,
-    addr: SocketAddr,
-    count: usize,
-) -> Result<(Vec<Socket>, SocketAddr), RunError> {
-    let unacked = Duration::from_millis(config.limits.unacked_data_ms);
-    let failed = |error| RunError::Listen { addr, error };
-    let first = sys::listen_exclusively(addr, unacked).map_err(failed)?;
-    let bound = first
-        .local_addr()
-        .map_err(failed)?
-        .as_socket()
-        .unwrap_or(addr);
-    let mut sockets = vec![first];
-    for _ in 1..count {
-        sockets.push(sys::listen(bound, unacked).map_err(failed)?);
+/// Lets a successor have the listening sockets. Without that the server runs as well.
+fn offer_takeover(config: &Config, sockets: &Sockets, operator: Operator) -> Option<Offered> {
+    let gone_within = stop_within(config);
+    let taken = move || {
+        log::info!("a successor has the listening sockets");
+        operator.drain();
+    };
+    sockets
+        .share()
+        .and_then(|shared| takeover::offer(&config.data_dir, shared, gone_within, taken))
+        .inspect_err(|error| log::warn!("no successor can take over from this process: {error}"))
+        .ok()
+}
+
+/// How long a stop may take.
+fn stop_within(config: &Config) -> Duration {
+    let drain = &config.drain;
+    Duration::from_secs(drain.announce_s + drain.deadline_s) + STORE_PATIENCE + STOP_MARGIN
+}
+
+/// Waits for orders, and gives signs of life meanwhile.
+struct Pulse {
+    /// With how often it is looked at; none where nobody wants to know.
+    watchdog: Option<(Watchdog, Duration)>,
+}
+
+impl Pulse {
+    fn new(beats: &Beats) -> Self {
+        let watchdog = notify::watchdog_interval().map(|interval| {
+            let watchdog = Watchdog::new(beats.clone(), interval, Instant::now());
+            (watchdog, Watchdog::period(interval))
+        });
+        Self { watchdog }
     }
-    Ok((sockets, bound))
+
+    /// The next order; a queue that nobody can fill any more means the end.
+    fn next(&mut self, orders: &Receiver<Order>) -> Order {
+        loop {
+            if let Some(order) = self.next_within(orders, Duration::from_secs(3600)) {
+                return order;
+            }
+        }
+    }
+
+    /// An order that comes before `wait` is over.
+    fn next_within(&mut self, orders: &Receiver<Order>, wait: Duration) -> Option<Order> {
+        let until = Instant::now() + wait;
+        loop {
+            let now = Instant::now();
+            let mut step = until.saturating_duration_since(now);
+            if let Some((watchdog, period)) = &mut self.watchdog {
+                if watchdog.is_due(now) {
+                    notify::alive();
+                }
+                step = step.min(*period);
+            }
+            match orders.recv_timeout(step) {
+                Ok(order) => return Some(order),
+                Err(RecvTimeoutError::Disconnected) => return Some(Order::Stop),
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
 }
 
-/// What shards hear from other threads, by index.
-struct Inboxes {
-    replies: Vec<Inbox<StoreReply>>,
-    snapshots: Vec<Inbox<Arc<Registry>>>,
+/// Whoever holds the clients' listening sockets in this process.
+struct Accepting {
+    acceptor: Acceptor,
+    offered: Option<Offered>,
 }
 
-/// Listening sockets: one per shard, and the admin port's.
-struct Sockets {
-    listeners: Vec<Socket>,
+impl Accepting {
+    fn stop(self) {
+        self.acceptor.stop();
+        if let Some(offered) = self.offered {
+            offered.withdraw();
+        }
+    }
+}
+
+/// What the shards are given beside their inboxes.
+struct Served {
+    registry: RegistryHandle,
+    store: StoreHandle,
+    tls: Acceptors,
     admin: Vec<Socket>,
     admin_start: AdminStart,
 }
@@ -213,47 +291,50 @@ struct Running {
 struct Shards {
     running: Vec<Running>,
     drained: mpsc::Receiver<()>,
+    beats: Beats,
 }
+
+/// Where each shard's connections go in.
+type Connections = Vec<InboxSender<Socket>>;
 
 fn start_shards(
     config: &Config,
-    registry: &RegistryHandle,
-    sockets: Sockets,
-    store: &StoreHandle,
-    inboxes: Inboxes,
-) -> Result<Shards, RunError> {
-    let Sockets {
-        listeners,
-        mut admin,
-        admin_start,
-    } = sockets;
+    served: Served,
+    replies: Vec<Inbox<StoreReply>>,
+    snapshots: Vec<Inbox<Arc<Registry>>>,
+) -> Result<(Shards, Connections), RunError> {
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let placement = ChannelPlacement::new(random_u64(), count);
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let clock = start_clock();
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
-    let mut running = Vec::new();
-    let inboxes = inboxes.replies.into_iter().zip(inboxes.snapshots);
-    let sockets = listeners.into_iter().zip(inboxes);
-    for ((index, core), (listener, (replies, snapshots))) in
-        (0u16..).zip(&config.cores).zip(sockets)
-    {
+    let beats = Beats::new(config.cores.len());
+    let beat_every = notify::watchdog_interval().map(Watchdog::period);
+    let (mut running, mut connections) = (Vec::new(), Vec::new());
+    // The first shard has the admin port.
+    let mut admin = Some(served.admin);
+    let inboxes = replies.into_iter().zip(snapshots);
+    for ((index, core), (replies, snapshots)) in (0u16..).zip(&config.cores).zip(inboxes) {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
+        let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
+        connections.push(to_shard);
         let plan = Plan {
             id: ShardId(index),
             placement: placement.clone(),
-            registry: registry.clone(),
+            registry: served.registry.clone(),
             snapshots,
             options: options(config),
             seed: random_u64(),
             clock,
             connections_max: config.runtime.connections_max.div_ceil(usize::from(count)),
             cors_origins: config.http.cors_origins.clone(),
-            listener,
-            admin: admin.pop(),
-            admin_start: admin_start.clone(),
-            store: store.clone(),
+            connections: accepted,
+            admin: admin.take().unwrap_or_default(),
+            admin_start: served.admin_start.clone(),
+            tls: served.tls.clone(),
+            beats: beat_every.map(|every| (beats.clone(), every)),
+            store: served.store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,
@@ -281,122 +362,27 @@ fn start_shards(
             });
         }
     }
-    Ok(Shards { running, drained })
-}
-
-fn options(config: &Config) -> Options {
-    Options {
-        limits: config.limits.clone(),
-        hello: config.websocket.hello,
-        utf8_channel_names: config.websocket.utf8_channel_names,
-        self_asserted_ids: config.websocket.self_asserted_ids,
-        close_frames_always: config.websocket.close_frames_always,
-        allowed_origins: config.websocket.allowed_origins.clone(),
-        // Checked when the configuration was read.
-        tokens: TokenRules {
-            leeway_s: config.auth.leeway_s,
-            lifetime_s_max: config.auth.max_lifetime_s,
-            claims: config.claims.clone(),
-        },
-        close_on_expiry: config.auth.on_expiry == OnExpiry::Close,
-        namespaces: Namespaces::new(config.namespace.clone()).unwrap_or_default(),
-        recovery_overlap_ms: config.history.recovery_overlap_ms,
-        ring_bytes_max: config.history.ring_bytes_max,
-    }
-}
-
-/// Settings that shards take over while they run.
-const RELOADABLE: [&str; 6] = ["limits", "websocket", "auth", "namespace", "log", "drain"];
-
-fn is_reloadable(path: &str) -> bool {
-    let mut tables = RELOADABLE.iter();
-    tables.any(|table| path.split('.').next() == Some(table)) && path != "auth.jwks_allow_http"
-}
-
-fn tell_changes(current: &Config, next: &Config) {
-    let (live, fixed): (Vec<_>, Vec<_>) = current
-        .changed(next)
-        .into_iter()
-        .partition(|path| is_reloadable(path));
-    if !fixed.is_empty() {
-        log::warn!("reload: needs a restart: {}", fixed.join(", "));
-    }
-    log::info!(
-        "reload: keys, and {}",
-        if live.is_empty() {
-            "no setting changed".to_owned()
-        } else {
-            live.join(", ")
-        }
-    );
-}
-
-/// Gives running shards what a reload may change.
-fn apply(shards: &Shards, config: &Config) {
-    crate::log::set_level(config.log.level);
-    let options = Arc::new(options(config));
-    let config = Arc::new(config.clone());
-    for shard in &shards.running {
-        order(
-            shard,
-            Control::Reconfigure {
-                options: options.clone(),
-                config: config.clone(),
-            },
-        );
-    }
-}
-
-/// The next configuration, with what cannot change as it was.
-fn keep_fixed(current: &Config, next: Config) -> Config {
-    Config {
-        limits: next.limits,
-        websocket: next.websocket,
-        auth: Auth {
-            jwks_allow_http: current.auth.jwks_allow_http,
-            ..next.auth
-        },
-        claims: next.claims,
-        namespace: next.namespace,
-        log: next.log,
-        drain: next.drain,
-        ..current.clone()
-    }
+    let shards = Shards {
+        running,
+        drained,
+        beats,
+    };
+    Ok((shards, connections))
 }
 
 /// Drains and ends every shard; a further signal cuts the draining short.
-fn stop(shards: Shards, config: &Config, mut signals: Signals) {
-    let count = u32::try_from(shards.running.len()).unwrap_or(1).max(1);
-    let deadline = Duration::from_secs(config.drain.deadline_s);
-    crate::notify::stopping();
-    log::info!(
-        "draining: up to {} connections/s, {} s at most",
-        config.drain.rate,
-        config.drain.deadline_s
-    );
-    for shard in &shards.running {
-        order(
-            shard,
-            Control::Drain {
-                rate: config.drain.rate.div_ceil(count),
-                deadline,
-            },
-        );
-    }
-    let until = Instant::now() + deadline + Duration::from_secs(1);
-    let mut left = shards.running.len();
-    while left > 0 && Instant::now() < until {
-        if shards
-            .drained
-            .recv_timeout(Duration::from_millis(50))
-            .is_ok()
-        {
-            left -= 1;
-        }
-        if signals.pending().any(|signal| signal != SIGHUP) {
-            log::warn!("second signal: stopping at once");
-            break;
-        }
+fn stop(
+    shards: Shards,
+    accepting: Accepting,
+    config: &Config,
+    orders: &Receiver<Order>,
+    mut pulse: Pulse,
+) {
+    notify::stopping(stop_within(config));
+    let at_once = !announce(&shards, config, orders, &mut pulse);
+    accepting.stop();
+    if !at_once {
+        drain(&shards, config, orders, &mut pulse);
     }
     for shard in &shards.running {
         order(shard, Control::Stop);
@@ -406,7 +392,58 @@ fn stop(shards: Shards, config: &Config, mut signals: Signals) {
             log::error!("a shard ended badly: {error}");
         }
     }
-    log::info!("stopped");
+}
+
+/// Tells whoever asks that clients are to go elsewhere, and gives them the time to hear it. False when a signal says that
+/// there is none.
+fn announce(shards: &Shards, config: &Config, orders: &Receiver<Order>, pulse: &mut Pulse) -> bool {
+    for shard in &shards.running {
+        order(shard, Control::Announce);
+    }
+    let announced = Duration::from_secs(config.drain.announce_s);
+    if !announced.is_zero() {
+        log::info!("draining: not ready; clients are let in for another {announced:?}");
+    }
+    !is_cut_short(orders, announced, pulse)
+}
+
+fn drain(shards: &Shards, config: &Config, orders: &Receiver<Order>, pulse: &mut Pulse) {
+    let count = u32::try_from(shards.running.len()).unwrap_or(1).max(1);
+    let deadline = Duration::from_secs(config.drain.deadline_s);
+    let started = Instant::now();
+    log::info!(
+        "draining: up to {} connections/s, {} s at most",
+        config.drain.rate,
+        config.drain.deadline_s
+    );
+    for shard in &shards.running {
+        let rate = config.drain.rate.div_ceil(count);
+        order(shard, Control::Drain { rate, deadline });
+    }
+    let until = started + deadline + Duration::from_secs(1);
+    let mut left = shards.running.len();
+    while left > 0 && Instant::now() < until {
+        left -= shards.drained.try_iter().count();
+        if left > 0 && is_cut_short(orders, DRAIN_LOOK, pulse) {
+            return;
+        }
+    }
+    log::info!(ms = started.elapsed().as_millis() as u64; "drained");
+}
+
+/// Waits, unless a signal ends that.
+fn is_cut_short(orders: &Receiver<Order>, wait: Duration, pulse: &mut Pulse) -> bool {
+    let until = Instant::now() + wait;
+    loop {
+        match pulse.next_within(orders, until.saturating_duration_since(Instant::now())) {
+            None => return false,
+            Some(Order::Stop) => {
+                log::warn!("second signal: stopping at once");
+                return true;
+            }
+            Some(Order::Reload | Order::Drain) => {}
+        }
+    }
 }
 
 fn order(shard: &Running, control: Control) {

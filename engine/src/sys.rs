@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// Connections that may wait to be accepted. The kernel caps it at `net.core.somaxconn`.
-pub const LISTEN_BACKLOG: i32 = 4096;
+/// Connections that may wait to be accepted: a crowd that comes back during a restart. The kernel caps it at
+/// `net.core.somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 65_535;
 
 /// What became of a send.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,25 +46,20 @@ pub fn send(fd: RawFd, bytes: &[u8]) -> Sent {
     }
 }
 
-/// The first listening socket of an address: fails when another process listens there, although
-/// sockets that share an address would let it.
-pub fn listen_exclusively(addr: SocketAddr, unacked: Duration) -> io::Result<Socket> {
-    if addr.port() != 0 {
-        let probe = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        probe.set_reuse_address(true)?;
-        probe.bind(&addr.into())?;
-    }
-    listen(addr, unacked)
-}
-
-/// A listening socket that shares its address with those of the other shards.
-///
-/// Its options are those of the connections it accepts, which inherit them at no cost: no Nagle
-/// delay, TCP keepalive, and an end to peers that acknowledge nothing for `unacked` (contract D12).
+/// A listening socket of this process alone.
 pub fn listen(addr: SocketAddr, unacked: Duration) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    tune_listener(&socket, unacked)?;
+    Ok(socket)
+}
+
+/// Makes a bound socket listen as ours do, also one that listens already.
+///
+/// Its options are those of the connections it accepts, which inherit them at no cost: no Nagle
+/// delay, TCP keepalive, and an end to peers that acknowledge nothing for `unacked` (contract D12).
+pub fn tune_listener(socket: &Socket, unacked: Duration) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
@@ -71,9 +67,29 @@ pub fn listen(addr: SocketAddr, unacked: Duration) -> io::Result<Socket> {
             .with_interval(Duration::from_secs(15)),
     )?;
     socket.set_tcp_user_timeout(Some(unacked))?;
-    socket.bind(&addr.into())?;
-    socket.listen(LISTEN_BACKLOG)?;
-    Ok(socket)
+    socket.listen(LISTEN_BACKLOG)
+}
+
+/// Takes over a descriptor that this process was started with.
+///
+/// # Errors
+/// It is not open. Then nothing is taken.
+pub fn adopt(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asking for the flags of a descriptor touches no memory; one that is not open gives EBADF.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above; children do not inherit it from here on.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) };
+    // SAFETY: the descriptor is open, and by the caller's protocol owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Hands an accepted connection to the executor of this thread.
+pub fn glommio_stream(socket: Socket) -> glommio::net::TcpStream {
+    // SAFETY: the descriptor is open and owned by nobody else from here on.
+    unsafe { glommio::net::TcpStream::from_raw_fd(socket.into_raw_fd()) }
 }
 
 /// Hands a listening socket to the executor of this thread.

@@ -118,7 +118,9 @@ def upgrade_head(address, target, headers=(), key=None, drop=(), method="GET", v
 class RawSocket:
     """A TCP connection with a receive buffer and deadlines."""
 
-    def __init__(self, address, timeout=TIMEOUT, receive_buffer=None, bind=None):
+    def __init__(
+        self, address, timeout=TIMEOUT, receive_buffer=None, bind=None, tls=None, server_name="localhost", session=None
+    ):
         self.timeout = timeout
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if receive_buffer:
@@ -128,6 +130,11 @@ class RawSocket:
         self.socket.settimeout(timeout)
         self.socket.connect(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls:
+            # An end without TLS's own goodbye is an error then.
+            self.socket = tls.wrap_socket(
+                self.socket, server_hostname=server_name, suppress_ragged_eofs=False, session=session
+            )
         self.address = address
         self.buffer = bytearray()
 

@@ -18,7 +18,7 @@ def request_bytes(address, method, path, body=None, key=None, headers=(), close=
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + (body or b"")
 
 
-def call(server, method, path, body=None, key=SERVER_KEY, headers=(), connection=None):
+def call(server, method, path, body=None, key=SERVER_KEY, headers=(), connection=None, tls=None):
     """One call. `body`: bytes or str as they are, anything else as JSON. Returns the `Answer`."""
     if body is not None and not isinstance(body, (bytes, str)):
         body = json.dumps(body)
@@ -28,7 +28,7 @@ def call(server, method, path, body=None, key=SERVER_KEY, headers=(), connection
     if connection is not None:
         connection.send(request)
         return connection.read_answer(head_only=method == "HEAD")
-    with RawSocket(server.address) as one:
+    with RawSocket(server.address, tls=tls) as one:
         one.send(request)
         return one.read_answer(head_only=method == "HEAD")
 

@@ -56,6 +56,7 @@ class Server:
             self.env.setdefault("SHARDWIRE_DEV_SERVER_KEY", SERVER_KEY)
         self.process = None
         self.address = self.admin = None
+        self.admin_tls = None  # context of a client, where the admin listener has TLS
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -144,9 +145,10 @@ class Server:
 
     def admin_get(self, path, timeout=5.0):
         """(status, headers, body text) of a GET on the admin listener."""
-        request = urllib.request.Request("http://%s:%d%s" % (*self.admin, path))
+        scheme = "https" if self.admin_tls else "http"
+        request = urllib.request.Request("%s://%s:%d%s" % (scheme, *self.admin, path))
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
+            with urllib.request.urlopen(request, timeout=timeout, context=self.admin_tls) as answer:
                 return answer.status, answer.headers, answer.read().decode()
         except urllib.error.HTTPError as refused:
             with refused:

@@ -63,6 +63,10 @@ pub struct Session {
     pub opened_ms: u64,
     /// Publishes of this connection.
     pub rate: RateWindow,
+    /// Publishes on their way to an `ack` or an error.
+    pub publishes_due: u32,
+    /// Ends with the answer to the last of them; what it sends meanwhile is not taken.
+    pub leaving: bool,
     /// Malformed messages in the minute that began at `malformed_since_ms`.
     pub malformed: u32,
     pub malformed_since_ms: u64,

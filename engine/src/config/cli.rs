@@ -12,6 +12,10 @@ pub struct Cli {
     /// What to do instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// Takes over from the server that runs on the same data folder: its listening sockets first, so that nobody is
+    /// refused, then its place. Without one it just starts
+    #[arg(long)]
+    pub takeover: bool,
     /// Settings.
     #[command(flatten)]
     pub flags: Flags,

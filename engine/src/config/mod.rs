@@ -6,6 +6,7 @@
 pub mod cli;
 mod cores;
 mod source;
+mod tls;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -23,6 +24,7 @@ use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
 pub use self::source::Env;
 use self::source::{Name, Reader, core_list, integer, string};
+pub use self::tls::{AdminTls, CertificateFiles, Tls};
 
 /// File descriptors kept for what is not a client connection: rings, listeners, files, the HTTP API.
 pub const NOFILE_RESERVE: usize = 512;
@@ -63,6 +65,10 @@ pub struct Config {
     pub limits: Limits,
     /// How the socket behaves.
     pub websocket: WebSocket,
+    /// The public listener's certificates.
+    pub tls: Tls,
+    /// The admin listener's; none where it is plain.
+    pub admin_tls: Option<AdminTls>,
     /// How tokens are judged.
     pub auth: Auth,
     /// What tokens call their claims.
@@ -223,8 +229,10 @@ pub enum LogFormat {
 pub struct Drain {
     /// Connections ended per second, over the whole process.
     pub rate: u32,
-    /// Seconds from the signal to the end; what is still connected then is ended at once.
+    /// Seconds from the first end to the last; what is still connected then is ended at once.
     pub deadline_s: u64,
+    /// Seconds before the first end in which `/readyz` already says so and clients are still let in: for load balancers.
+    pub announce_s: u64,
 }
 
 impl Default for Drain {
@@ -232,6 +240,7 @@ impl Default for Drain {
         Self {
             rate: 2000,
             deadline_s: 30,
+            announce_s: 0,
         }
     }
 }
@@ -275,6 +284,8 @@ impl Config {
             ready_file: flags.ready_file.as_ref().map(PathBuf::from),
             limits: reader.take_section("limits", Limits::default()),
             websocket: reader.take_section("websocket", WebSocket::default()),
+            tls: reader.take_section("tls", Tls::default()),
+            admin_tls: reader.take("admin.tls", None),
             claims: reader.take_section("auth.claims", ClaimNames::default()),
             auth: reader.take_section("auth", Auth::default()),
             http: reader.take_section("http", Http::default()),
@@ -372,6 +383,12 @@ impl Config {
                 1,
                 DRAIN_DEADLINE_S_MAX,
             ),
+            (
+                "drain.announce_s",
+                self.drain.announce_s,
+                0,
+                DRAIN_DEADLINE_S_MAX,
+            ),
         ];
         for (key, value, min, max) in bounds {
             if !(min..=max).contains(&value) {
@@ -426,6 +443,8 @@ impl Config {
         for path in &mut paths {
             if path == "admin_listen" {
                 *path = ADMIN_LISTEN.key.to_owned();
+            } else if let Some(rest) = path.strip_prefix("admin_tls") {
+                *path = format!("admin.tls{rest}");
             } else if path == "cores" && self.cores.len() != other.cores.len() {
                 *path = SHARDS.key.to_owned();
             }

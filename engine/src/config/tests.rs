@@ -67,7 +67,8 @@ fn defaults_are_the_contract() {
         config.drain,
         Drain {
             rate: 2000,
-            deadline_s: 30
+            deadline_s: 30,
+            announce_s: 0,
         }
     );
     assert!(
@@ -194,7 +195,8 @@ fn every_section_is_read() {
         config.drain,
         Drain {
             rate: 10,
-            deadline_s: 5
+            deadline_s: 5,
+            announce_s: 0,
         }
     );
     assert_eq!(
@@ -411,6 +413,27 @@ fn a_reload_names_what_changed() {
 }
 
 #[test]
+fn certificates_of_both_listeners() {
+    let config = load(
+        "[tls]\ncertificates = [{ cert = 'a.pem', key = 'a.key' }]\n\
+         [admin]\nlisten = '127.0.0.1:7'\n[admin.tls]\ncert = 'b.pem'\nkey = 'b.key'\nclient_ca = 'ca.pem'",
+    )
+    .unwrap();
+    assert!(config.tls.is_on() && config.admin_listen.port() == 7);
+    let admin = config.admin_tls.clone().unwrap();
+    assert_eq!(
+        (admin.cert.as_path(), admin.client_ca.as_deref()),
+        (Path::new("b.pem"), Some(Path::new("ca.pem")))
+    );
+    let plain = load("[admin]\nlisten = '127.0.0.1:7'").unwrap();
+    assert!(!plain.tls.is_on() && plain.admin_tls.is_none());
+    assert_eq!(plain.changed(&config), ["admin.tls", "tls.certificates"]);
+
+    assert!(problem("[tls]\ncertificates = [{ cert = 'a.pem' }]").contains("tls.certificates"));
+    assert!(problem("[admin.tls]\ncert = 'a.pem'\nkey = 'a.key'\nca = 'x'").contains("admin.tls"));
+}
+
+#[test]
 fn the_readme_lists_every_setting() {
     let readme = include_str!("../../../README.md");
     let config = serde_json::to_value(load("").unwrap()).unwrap();
@@ -422,6 +445,7 @@ fn the_readme_lists_every_setting() {
         "limits",
         "websocket",
         "http",
+        "tls",
         "runtime",
         "log",
         "drain",
@@ -433,6 +457,7 @@ fn the_readme_lists_every_setting() {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));
     }
+    names.push("admin.tls".to_owned());
     let namespace = serde_json::to_value(Namespace::default()).unwrap();
     names.extend(namespace.as_object().unwrap().keys().cloned());
     for name in names {

@@ -1,59 +1,81 @@
 //! The first request head of a connection decides what it is: a WebSocket, or HTTP.
 
-use std::os::fd::AsRawFd;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, ready};
-use std::time::Duration;
 
-use futures_lite::{AsyncRead, future};
+use futures_lite::future;
 use glommio::net::TcpStream;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ws::handshake::{write_accept, write_refusal};
 use shardwire_proto::ws::{HEAD_BYTES_MAX, HeadError, HeadKind, Upgrade, parse_head};
 
-use super::ConnTask;
+use super::{ConnTask, Transport};
 use crate::shard::{Core, Handshake, Occupied, ShardRuntime};
-use crate::sys::{self, Sent};
+use crate::sys;
+use crate::tls::{Acceptor, Outcome};
 
-/// Seconds after which a client that met a full server is asked to come back.
-const RETRY_AFTER_S: &str = "5";
+/// `Retry-After` headers for clients that met a full server: one is drawn for each, so that a crowd comes back spread.
+const RETRY_AFTER: [[(&str, &str); 1]; 5] = [
+    [("Retry-After", "1")],
+    [("Retry-After", "2")],
+    [("Retry-After", "3")],
+    [("Retry-After", "4")],
+    [("Retry-After", "5")],
+];
 
 /// Serves an accepted connection up to its upgrade, or as HTTP.
-pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, mut stream: TcpStream) {
+pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, stream: TcpStream) {
+    let tls = runtime.settings.tls.as_ref();
     let Some(occupied) = runtime.occupy() else {
-        let error = ErrorCode::ConnectionLimit.into();
-        refuse(&stream, &error, &[("Retry-After", RETRY_AFTER_S)]);
+        // Where a handshake would come first, the end has to be answer enough.
+        if tls.is_none() {
+            let error = ErrorCode::ConnectionLimit.into();
+            refuse(&mut stream.into(), &error, retry_after());
+        }
         return;
     };
-    let deadline = runtime.settings.handshake_deadline;
-    match read_head_by(&runtime, &mut stream, deadline).await {
-        Some(head) => decide(runtime, stream, head, occupied).await,
+    match accept(&runtime, stream, tls).await {
+        Some((transport, head)) => decide(runtime, transport, head, occupied).await,
         None => runtime.count(|io| io.heads_failed += 1),
     }
 }
 
-/// Reads a request head, or `None` if the peer goes away or takes longer than `deadline`.
-pub(crate) async fn read_head_by<C: Core>(
+/// Agrees on TLS where it is spoken, and reads a request head; `None` if the peer goes away or takes too long.
+pub(crate) async fn accept<C: Core>(
     runtime: &ShardRuntime<C>,
-    stream: &mut TcpStream,
-    deadline: Duration,
-) -> Option<Vec<u8>> {
-    future::or(read_head(runtime, stream), async {
+    stream: TcpStream,
+    tls: Option<&Acceptor>,
+) -> Option<(Transport, Vec<u8>)> {
+    let mut transport = Transport::accept(stream, tls)
+        .inspect_err(|error| log::error!("TLS: {error}"))
+        .ok()?;
+    let deadline = runtime.settings.handshake_deadline;
+    let head = future::or(read_head(runtime, &mut transport), async {
         glommio::timer::sleep(deadline).await;
         None
     })
-    .await
+    .await;
+    if transport.is_secure() {
+        let outcome = transport.outcome().unwrap_or(Outcome::Incomplete);
+        runtime.count(|io| io.count_tls(outcome));
+    }
+    if head.is_none() {
+        transport.say_goodbye();
+    }
+    head.map(|head| (transport, head))
 }
 
 /// Reads until a head is complete or can no longer become one; `None` if the peer went away.
-async fn read_head<C: Core>(runtime: &ShardRuntime<C>, stream: &mut TcpStream) -> Option<Vec<u8>> {
+async fn read_head<C: Core>(
+    runtime: &ShardRuntime<C>,
+    transport: &mut Transport,
+) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     loop {
         // Into the shard's buffer: a connection that has sent nothing holds nothing.
         let count = future::poll_fn(|cx| {
             let mut buffer = runtime.read_buffer.borrow_mut();
-            let count = ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)).ok();
+            let count = ready!(transport.poll_read(cx, &mut buffer)).ok();
             head.extend_from_slice(count.and_then(|n| buffer.get(..n)).unwrap_or_default());
             Poll::Ready(count)
         })
@@ -67,7 +89,7 @@ async fn read_head<C: Core>(runtime: &ShardRuntime<C>, stream: &mut TcpStream) -
 
 async fn decide<C: Core>(
     runtime: Rc<ShardRuntime<C>>,
-    stream: TcpStream,
+    mut transport: Transport,
     mut bytes: Vec<u8>,
     occupied: Occupied<C>,
 ) {
@@ -75,12 +97,12 @@ async fn decide<C: Core>(
         Ok(Some(head)) => match head.kind {
             HeadKind::Upgrade(upgrade) => (
                 head.len,
-                grant(&runtime, &stream, head.target, &upgrade).inspect_err(|refusal| {
-                    refusal.send(&stream);
+                grant(&runtime, &transport, head.target, &upgrade).inspect_err(|refusal| {
+                    refusal.send(&mut transport);
                 }),
             ),
             HeadKind::Http => {
-                C::serve_http(runtime, stream, bytes).await;
+                C::serve_http(runtime, transport, bytes).await;
                 return;
             }
         },
@@ -93,14 +115,14 @@ async fn decide<C: Core>(
                 status: Some(error.status()),
                 headers: &[],
             }
-            .send(&stream);
+            .send(&mut transport);
             return;
         }
     };
     let Ok((grant, accept)) = granted else { return };
     let conn = runtime.with(|core, now| core.open(grant, &accept, now));
     let early = bytes.split_at_mut(len).1;
-    ConnTask::start(runtime, stream, conn, occupied, early);
+    ConnTask::start(runtime, transport, conn, occupied, early);
 }
 
 /// Why an upgrade is refused, and how that is told.
@@ -112,16 +134,16 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn send(&self, stream: &TcpStream) {
+    fn send(&self, transport: &mut Transport) {
         match self.status {
-            None => refuse(stream, &self.error, self.headers),
+            None => refuse(transport, &self.error, self.headers),
             Some(status) => {
                 let body = format!(
                     r#"{{"error":"{}","code":{},"status":{status}}}"#,
                     self.error.text,
                     self.error.code.code()
                 );
-                send_refusal(stream, status, self.headers, &body);
+                send_refusal(transport, status, self.headers, &body);
             }
         }
     }
@@ -129,7 +151,7 @@ impl Refusal {
 
 fn grant<C: Core>(
     runtime: &ShardRuntime<C>,
-    stream: &TcpStream,
+    transport: &Transport,
     target: &str,
     upgrade: &Upgrade<'_>,
 ) -> Result<(C::Grant, Vec<u8>), Refusal> {
@@ -142,7 +164,7 @@ fn grant<C: Core>(
         target,
         bearer: upgrade.authorization.and_then(bearer),
         origin: upgrade.origin,
-        remote: stream.peer_addr().ok().map(|address| address.ip()),
+        remote: transport.remote().map(|address| address.ip()),
     };
     let random = sys::random();
     let grant = runtime
@@ -151,7 +173,7 @@ fn grant<C: Core>(
         .authorize(handshake, random, runtime.now())
         .map_err(|error| Refusal {
             headers: match error.code.http_status() {
-                429 | 503 => &[("Retry-After", RETRY_AFTER_S)],
+                429 | 503 => retry_after(),
                 _ => &[],
             },
             error,
@@ -160,6 +182,12 @@ fn grant<C: Core>(
     let mut accept = Vec::with_capacity(256);
     write_accept(&mut accept, upgrade.key);
     Ok((grant, accept))
+}
+
+/// When to come back, other for each client.
+pub(crate) fn retry_after() -> &'static [(&'static str, &'static str)] {
+    let [drawn, ..] = sys::random();
+    &RETRY_AFTER[usize::from(drawn) % RETRY_AFTER.len()]
 }
 
 /// The credentials of an `Authorization: Bearer` header.
@@ -171,23 +199,19 @@ pub(crate) fn bearer(authorization: &str) -> Option<&str> {
 }
 
 /// Answers with an error in the form of contract D10 and lets go.
-fn refuse(stream: &TcpStream, error: &ProtocolError, headers: &[(&str, &str)]) {
+fn refuse(transport: &mut Transport, error: &ProtocolError, headers: &[(&str, &str)]) {
     let mut body = Vec::new();
     error.write_http_json(&mut body);
     let body = String::from_utf8_lossy(&body);
-    send_refusal(stream, error.code.http_status(), headers, &body);
+    send_refusal(transport, error.code.http_status(), headers, &body);
 }
 
-fn send_refusal(stream: &TcpStream, status: u16, headers: &[(&str, &str)], body: &str) {
+fn send_refusal(transport: &mut Transport, status: u16, headers: &[(&str, &str)], body: &str) {
     let reason = hyper::StatusCode::from_u16(status)
         .ok()
         .and_then(|s| s.canonical_reason())
         .unwrap_or("Refused");
     let mut response = Vec::with_capacity(512);
     write_refusal(&mut response, status, reason, headers, body);
-    let fd = stream.as_raw_fd();
-    // A fresh socket has room for it; a peer that cannot take it has lost interest.
-    if let Sent::Bytes(_) = sys::send(fd, &response) {
-        sys::shutdown(fd, std::net::Shutdown::Write);
-    }
+    transport.send_last(&response);
 }

@@ -6,6 +6,7 @@
 //! waits for it.
 
 pub mod head;
+mod transport;
 
 use std::future::Future;
 use std::io;
@@ -16,12 +17,14 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite, future};
+use futures_lite::{AsyncRead, future};
 use glommio::net::TcpStream;
 use shardwire_proto::error::CloseCause;
 use shardwire_proto::ids::ConnId;
 use shardwire_proto::ws::{DecodeError, Decoder};
 
+pub(crate) use self::transport::SharedSession;
+pub use self::transport::Transport;
 use crate::shard::{Core, Ending, Occupied, ShardRuntime};
 use crate::sys;
 
@@ -38,7 +41,7 @@ const LINGER: Duration = Duration::from_secs(3);
 /// The task of one open connection.
 pub(crate) struct ConnTask<C: Core> {
     runtime: Rc<ShardRuntime<C>>,
-    stream: TcpStream,
+    transport: Transport,
     decoder: Decoder,
     conn: ConnId,
     /// Given on to whoever ends the socket.
@@ -51,15 +54,15 @@ impl<C: Core> ConnTask<C> {
     /// Takes over a connection of the core; `early` is what came behind its request head.
     pub(crate) fn start(
         runtime: Rc<ShardRuntime<C>>,
-        stream: TcpStream,
+        transport: Transport,
         conn: ConnId,
         occupied: Occupied<C>,
         early: &mut [u8],
     ) {
-        runtime.link(conn, stream.as_raw_fd());
+        runtime.link(conn, &transport);
         let mut task = Self {
             runtime,
-            stream,
+            transport,
             decoder: Decoder::default(),
             conn,
             occupied: Some(occupied),
@@ -108,6 +111,7 @@ impl<C: Core> ConnTask<C> {
                 };
                 let mut core = self.runtime.core.borrow_mut();
                 let Some(outbox) = core.outbox(self.conn).filter(|o| !o.is_empty()) else {
+                    ready!(self.transport.poll_flush(cx))?;
                     link.blocked = false;
                     core.pump(self.conn, self.runtime.now());
                     self.runtime.schedule_turn();
@@ -115,7 +119,7 @@ impl<C: Core> ConnTask<C> {
                 };
                 let mut gather = self.runtime.gather.borrow_mut();
                 let bytes = gather.collect(outbox);
-                let sent = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+                let sent = ready!(self.transport.poll_write(cx, bytes))?;
                 outbox.advance(sent);
                 sent
             };
@@ -123,6 +127,17 @@ impl<C: Core> ConnTask<C> {
                 io.sends += 1;
                 io.bytes_sent += sent as u64;
             });
+        }
+    }
+
+    /// Waits for room for what TLS has to say itself. Ready when the connection is gone.
+    fn poll_blocked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(link) = self.runtime.links.borrow_mut().get(self.conn) {
+            link.blocked = true;
+        }
+        match self.poll_unblock(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     }
 
@@ -151,9 +166,10 @@ impl<C: Core> ConnTask<C> {
             }
             let runtime = self.runtime.clone();
             let mut buffer = runtime.read_buffer.borrow_mut();
-            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+            match ready!(self.transport.poll_read(cx, &mut buffer)) {
                 Ok(0) | Err(_) => {
-                    self.peer_gone = true;
+                    // TLS may have ended on a connection that goes on.
+                    self.peer_gone = !self.transport.is_secure();
                     let now = runtime.now();
                     let mut core = runtime.core.borrow_mut();
                     core.close(self.conn, CloseCause::PeerGone, now);
@@ -207,7 +223,7 @@ impl<C: Core> Future for ConnTask<C> {
                     let mut core = this.runtime.core.borrow_mut();
                     core.outbox(this.conn).is_some_and(|o| !o.is_empty())
                 };
-                if unsent {
+                if unsent || this.transport.has_unsent() {
                     return Poll::Pending;
                 }
                 if linger {
@@ -220,6 +236,9 @@ impl<C: Core> Future for ConnTask<C> {
                 if this.poll_read(cx).is_ready() {
                     this.runtime.schedule_turn();
                 }
+                if this.transport.has_unsent() && this.poll_blocked(cx).is_ready() {
+                    return Poll::Ready(());
+                }
                 Poll::Pending
             }
         }
@@ -230,7 +249,8 @@ impl<C: Core> ConnTask<C> {
     /// The Close frame is on its way: the peer gets time to read it. Closing at once would reset
     /// the connection if bytes of the peer are still unread, and the frame could be lost.
     fn linger(&mut self) {
-        let fd = self.stream.as_raw_fd();
+        let fd = self.transport.as_raw_fd();
+        self.transport.say_goodbye();
         sys::shutdown(fd, Shutdown::Write);
         // A second descriptor: the stream itself ends with this task.
         let Ok(stream) = sys::duplicate(fd) else {
@@ -255,7 +275,8 @@ impl<C: Core> Drop for ConnTask<C> {
     fn drop(&mut self) {
         // `linger` has taken the place, and with it the socket's end.
         if self.occupied.is_some() && !self.peer_gone {
-            sys::shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+            self.transport.say_goodbye();
+            sys::shutdown(self.transport.as_raw_fd(), Shutdown::Both);
         }
         self.runtime.unlink(self.conn);
     }

@@ -1,4 +1,4 @@
-//! A glommio stream as hyper's I/O: with bytes that were read before, and with an end that lets the peer read the last
+//! A connection as hyper's I/O: with bytes that were read before, and with an end that lets the peer read the last
 //! answer.
 //!
 //! Not here: deadlines, which are [`Pace`]'s. Invariants: every byte is handed on once and in order; a connection is
@@ -11,12 +11,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
 use hyper::rt::ReadBufCursor;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::pace::Pace;
+use crate::conn::Transport;
 
 /// Bytes read from the socket at once.
 const CHUNK_BYTES: usize = 8 * 1024;
@@ -24,7 +23,7 @@ const CHUNK_BYTES: usize = 8 * 1024;
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 pub(super) struct Io {
-    stream: TcpStream,
+    transport: Transport,
     /// Read before hyper took over; empty once handed on.
     prefix: Vec<u8>,
     prefix_at: usize,
@@ -38,9 +37,9 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub(super) fn new(stream: TcpStream, prefix: Vec<u8>, pace: Rc<Pace>) -> Self {
+    pub(super) fn new(transport: Transport, prefix: Vec<u8>, pace: Rc<Pace>) -> Self {
         Self {
-            stream,
+            transport,
             prefix,
             prefix_at: 0,
             refusal: None,
@@ -57,7 +56,7 @@ impl Io {
                 self.refusal = None;
                 break;
             };
-            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest))? {
+            match ready!(self.transport.poll_write(cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => *at += count,
             }
@@ -90,7 +89,7 @@ impl hyper::rt::Read for Io {
         }
         let mut chunk = [0; CHUNK_BYTES];
         let room = chunk.split_at_mut(buf.remaining().min(CHUNK_BYTES)).0;
-        let count = ready!(Pin::new(&mut this.stream).poll_read(cx, room))?;
+        let count = ready!(this.transport.poll_read(cx, room))?;
         if count > 0 {
             this.pace.on_read(Instant::now());
         }
@@ -113,7 +112,7 @@ impl hyper::rt::Write for Io {
             ready!(this.poll_refusal(cx))?;
             buf.len()
         } else {
-            ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?
+            ready!(this.transport.poll_write(cx, buf))?
         };
         this.is_mid_answer = count < buf.len();
         this.pace.on_written(Instant::now());
@@ -121,19 +120,19 @@ impl hyper::rt::Write for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.transport.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if !this.is_shut {
-            ready!(Pin::new(&mut this.stream).poll_close(cx))?;
+            ready!(this.transport.poll_close(cx))?;
             this.is_shut = true;
             this.pace.on_shutdown(Instant::now());
         }
         let mut chunk = [0; CHUNK_BYTES];
         while this.discarded < DISCARD_BYTES_MAX {
-            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut chunk)) {
+            match ready!(this.transport.poll_read(cx, &mut chunk)) {
                 Ok(0) | Err(_) => break,
                 Ok(count) => this.discarded += count,
             }

@@ -22,7 +22,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_lite::future;
-use glommio::net::TcpStream;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
@@ -36,6 +35,8 @@ pub use self::admin::{AdminSettings, AdminStart, serve_admin};
 use self::cors::Cors;
 use self::io::Io;
 use self::pace::{Pace, Watchdog};
+use crate::conn::Transport;
+use crate::conn::head::retry_after;
 use crate::shard::Server;
 
 /// Bytes hyper buffers per connection beside a body: a head, and room to read a body in pieces of this.
@@ -59,6 +60,8 @@ pub struct HttpSettings {
     pub shards: usize,
     /// Moved by whoever starts and stops the shard. While draining, each answer ends its connection.
     pub stage: Cell<Stage>,
+    /// Requests that have not been answered: a drain waits for them.
+    pub in_flight: Cell<usize>,
     cors: Cors,
     routes: api::Routes,
 }
@@ -70,6 +73,7 @@ impl HttpSettings {
         Self {
             shards,
             stage: Cell::default(),
+            in_flight: Cell::default(),
             cors: Cors::new(cors_origins),
             routes: api::Routes::new(),
         }
@@ -77,11 +81,11 @@ impl HttpSettings {
 }
 
 /// Serves a connection of the public port until it ends. `head` is what was read of it.
-pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
-    let remote = stream.peer_addr().ok().map(|address| address.ip());
+pub async fn serve(transport: Transport, head: Vec<u8>, server: Server) {
+    let remote = transport.remote().map(|address| address.ip());
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     drive(
-        stream,
+        transport,
         head,
         head_bytes_max,
         async |request: Request<Incoming>, pace: &Pace| {
@@ -93,6 +97,7 @@ pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
                 .trim_start_matches('/')
                 .starts_with("api/");
             let origin = request.headers().get(header::ORIGIN).cloned();
+            let in_flight = InFlight::new(&settings.in_flight);
             let mut response = api::answer(request, &server, remote, pace)
                 .await
                 .unwrap_or_else(|refusal| {
@@ -107,20 +112,37 @@ pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            drop(in_flight);
             response
         },
     )
     .await;
 }
 
+/// Counts a request until its answer is made, also when its connection ends before that.
+struct InFlight<'a>(&'a Cell<usize>);
+
+impl<'a> InFlight<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// Runs one connection with keep-alive and pipelining: `answer` is called for each request in turn.
-async fn drive<F>(stream: TcpStream, head: Vec<u8>, head_bytes_max: usize, answer: F)
+async fn drive<F>(transport: Transport, head: Vec<u8>, head_bytes_max: usize, answer: F)
 where
     F: AsyncFn(Request<Incoming>, &Pace) -> Response<Full<Bytes>>,
 {
-    let fd = stream.as_raw_fd();
+    let fd = transport.as_raw_fd();
     let pace = Pace::new(Instant::now());
-    let io = Io::new(stream, head, pace.clone());
+    let io = Io::new(transport, head, pace.clone());
     let service = service_fn(|request| {
         pace.on_request(Instant::now());
         let (answer, pace) = (&answer, &pace);
@@ -234,7 +256,9 @@ impl Refusal {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             429 | 503 => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                for (_, seconds) in retry_after() {
+                    headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+                }
             }
             _ => {}
         }

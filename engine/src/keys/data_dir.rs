@@ -8,9 +8,13 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file whose lock says that a process uses the folder. It stays; only the lock counts.
 const LOCK_FILE: &str = "lock";
+
+/// How often a successor looks whether the folder is free: a part of the time its clients wait.
+const LOCK_LOOK: Duration = Duration::from_millis(1);
 
 /// A data folder in use by this process. Dropping it lets another process have it.
 #[derive(Debug)]
@@ -100,6 +104,18 @@ impl DataDir {
                 "use a file system that supports flock",
             )),
         }
+    }
+
+    /// The same, waiting up to `patience` for a process that has the folder and is about to go.
+    ///
+    /// # Errors
+    /// As [`lock`](DataDir::lock).
+    pub fn lock_within(path: &Path, patience: Duration) -> Result<Self, DataError> {
+        let until = Instant::now() + patience;
+        while Self::is_in_use(path) && Instant::now() < until {
+            std::thread::sleep(LOCK_LOOK);
+        }
+        Self::lock(path)
     }
 
     /// Whether another process has the folder. Changes nothing, and makes no folder.
@@ -207,7 +223,12 @@ mod tests {
             refused.contains("another shardwire uses it") && refused.contains("--data-dir"),
             "{refused}"
         );
+        let waiting = std::thread::spawn({
+            let path = temp.path().to_owned();
+            move || DataDir::lock_within(&path, Duration::from_secs(60)).map(drop)
+        });
         drop(first);
+        waiting.join().unwrap().unwrap();
         assert!(!DataDir::is_in_use(temp.path()));
         DataDir::lock(temp.path()).unwrap();
     }

@@ -14,13 +14,15 @@ use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
 use crate::config::Config;
-use crate::conn::head::read_head_by;
+use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
 use crate::sys;
+use crate::tls::{Acceptor, Acceptors};
+use crate::watchdog::Beats;
 
 /// Everything a shard's thread is given.
 pub(super) struct Plan {
@@ -34,10 +36,14 @@ pub(super) struct Plan {
     pub(super) clock: Instant,
     pub(super) connections_max: usize,
     pub(super) cors_origins: Vec<String>,
-    pub(super) listener: Socket,
-    /// The admin listener, on the first shard.
-    pub(super) admin: Option<Socket>,
+    /// What the acceptor has accepted for it.
+    pub(super) connections: Inbox<Socket>,
+    /// The admin listeners, on the first shard.
+    pub(super) admin: Vec<Socket>,
     pub(super) admin_start: AdminStart,
+    pub(super) tls: Acceptors,
+    /// Where it shows that it moves, and how often; none where nobody wants to know.
+    pub(super) beats: Option<(Beats, Duration)>,
     pub(super) store: StoreHandle,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
@@ -56,7 +62,9 @@ pub(super) enum Control {
         options: Arc<Options>,
         config: Arc<Config>,
     },
-    /// Accept no more and end connections, so many a second.
+    /// Clients are to go elsewhere.
+    Announce,
+    /// End connections, so many a second.
     Drain {
         rate: u32,
         deadline: Duration,
@@ -65,7 +73,11 @@ pub(super) enum Control {
 }
 
 /// Pace of a drain's steps.
-const DRAIN_STEP: Duration = Duration::from_millis(20);
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
+/// need does not.
+const HEAD_GRACE: Duration = Duration::from_millis(300);
 
 pub(super) async fn run(plan: Plan) {
     let settings = Settings {
@@ -77,6 +89,7 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
     };
     let shards = usize::from(plan.placement.shards());
@@ -103,18 +116,25 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
-    let accepting =
-        glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
+    if let Some((beats, every)) = plan.beats {
+        glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
+    }
+    glommio::spawn_local(server.clone().admit_all(plan.connections)).detach();
     let started_ms = server.now().unix_ms;
     let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
     let admin = Rc::new(admin);
-    if let Some(listener) = plan.admin {
+    for listener in plan.admin {
         let listener = sys::glommio_listener(listener);
-        glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
+        glommio::spawn_local(accept_admin(
+            server.clone(),
+            listener,
+            plan.tls.admin.clone(),
+            admin.clone(),
+        ))
+        .detach();
     }
     // The main thread waits for it.
     let _ = plan.up.send(());
-    let mut accepting = Some(accepting);
     loop {
         match plan.orders.recv().await {
             Control::Reconfigure { options, config } => {
@@ -122,13 +142,11 @@ pub(super) async fn run(plan: Plan) {
                 server.with(|shard, now| shard.set_options((*options).clone(), now));
                 sweep(&server).await;
             }
-            Control::Drain { rate, deadline } => {
-                server.with(|shard, _| shard.start_drain());
+            Control::Announce => {
                 server.http.stage.set(Stage::Draining);
                 admin.stage.set(Stage::Draining);
-                if let Some(task) = accepting.take() {
-                    task.cancel().await;
-                }
+            }
+            Control::Drain { rate, deadline } => {
                 glommio::spawn_local(drain(server.clone(), rate, deadline, plan.drained.clone()))
                     .detach();
             }
@@ -137,22 +155,29 @@ pub(super) async fn run(plan: Plan) {
     }
 }
 
-async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminSettings>) {
+async fn accept_admin(
+    server: Server,
+    listener: TcpListener,
+    tls: Option<Acceptor>,
+    settings: Rc<AdminSettings>,
+) {
     loop {
-        let (server, settings) = (server.clone(), settings.clone());
+        let (server, tls, settings) = (server.clone(), tls.clone(), settings.clone());
         match listener.accept().await {
-            Ok(mut stream) => glommio::spawn_local(async move {
+            Ok(stream) => glommio::spawn_local(async move {
                 let Some(_place) = settings.occupy() else {
                     return;
                 };
-                let deadline = server.settings.handshake_deadline;
-                if let Some(head) = read_head_by(&server, &mut stream, deadline).await {
-                    serve_admin(stream, head, server, settings).await;
+                if let Some((transport, head)) = accept(&server, stream, tls.as_ref()).await {
+                    serve_admin(transport, head, server, settings).await;
                 }
             })
             .detach(),
             Err(error) => {
-                log::warn!("admin: accept failed: {error}");
+                // On a socket that is shared with another process, that one was faster.
+                if error.raw_os_error() != Some(libc::EAGAIN) {
+                    log::warn!("admin: accept failed: {error}");
+                }
                 glommio::timer::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -190,19 +215,32 @@ async fn sweep(server: &Server) {
     }
 }
 
-/// Ends the shard's connections at a steady pace, then waits until the last has gone.
+async fn beat(beats: Beats, shard: usize, every: Duration) {
+    loop {
+        beats.beat(shard);
+        glommio::timer::sleep(every).await;
+    }
+}
+
+/// Ends the shard's connections at a steady pace, then waits until nobody is served any more.
 async fn drain(server: Server, rate: u32, deadline: Duration, drained: mpsc::Sender<()>) {
-    let until = Instant::now() + deadline;
     let started = Instant::now();
-    let mut ended = 0usize;
-    while Instant::now() < until && server.occupancy() > 0 {
+    let mut ended = 0;
+    while started.elapsed() < deadline && !is_drained(&server, started.elapsed()) {
         let due = started.elapsed().as_secs_f64() * f64::from(rate);
         // Truncation: a fraction of a connection waits for the next step.
         let due = (due as usize + 1).saturating_sub(ended);
-        server.with(|shard, now| shard.drain(due, now));
-        ended += due;
+        ended += server.with(|shard, now| shard.drain(due, now));
         glommio::timer::sleep(DRAIN_STEP).await;
     }
     // The main thread may have stopped waiting.
     let _ = drained.send(());
+}
+
+/// Connections without a request on their way, and without any after [`HEAD_GRACE`], are not waited for: whoever keeps
+/// them open meets their end as that of any idle connection.
+fn is_drained(server: &Server, since: Duration) -> bool {
+    let open = server.with(|shard, _| shard.connections());
+    let served = open + server.http.in_flight.get();
+    served == 0 && (server.occupancy() == 0 || since >= HEAD_GRACE)
 }

@@ -4,7 +4,6 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use glommio::net::TcpStream;
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
@@ -15,7 +14,9 @@ use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
+use crate::conn::Transport;
 use crate::store::StoreHandle;
+use crate::tls::Outcome;
 
 /// The state behind the sockets of one shard. The engine's is [`Shard`]; see there for the calling
 /// contract, which is this trait's too.
@@ -68,7 +69,7 @@ pub trait Core: Sized + 'static {
     /// read of it.
     fn serve_http(
         runtime: Rc<ShardRuntime<Self>>,
-        stream: TcpStream,
+        transport: Transport,
         head: Vec<u8>,
     ) -> Pin<Box<dyn Future<Output = ()>>>;
 }
@@ -80,6 +81,16 @@ pub struct IoCounts {
     pub bytes_sent: u64,
     pub sends_blocked: u64,
     pub heads_failed: u64,
+    /// TLS handshakes by [`Outcome`].
+    tls_handshakes: [u32; Outcome::COUNT],
+}
+
+impl IoCounts {
+    pub(crate) fn count_tls(&mut self, outcome: Outcome) {
+        if let Some(count) = self.tls_handshakes.get_mut(outcome as usize) {
+            *count += 1;
+        }
+    }
 }
 
 impl Core for Shard {
@@ -220,6 +231,9 @@ impl Core for Shard {
         counters.bytes_sent += io.bytes_sent;
         counters.sends_blocked += io.sends_blocked;
         counters.heads_failed += io.heads_failed;
+        for (outcome, count) in Outcome::ALL.into_iter().zip(io.tls_handshakes) {
+            counters.count_tls_handshakes(outcome.label(), u64::from(count));
+        }
     }
 
     fn note_cpu(&mut self, us: u64) {
@@ -228,9 +242,9 @@ impl Core for Shard {
 
     fn serve_http(
         runtime: Rc<ShardRuntime<Self>>,
-        stream: TcpStream,
+        transport: Transport,
         head: Vec<u8>,
     ) -> Pin<Box<dyn Future<Output = ()>>> {
-        Box::pin(crate::http::serve(stream, head, runtime))
+        Box::pin(crate::http::serve(transport, head, runtime))
     }
 }

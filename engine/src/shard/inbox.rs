@@ -58,6 +58,11 @@ impl<T> InboxSender<T> {
 }
 
 impl<T> Inbox<T> {
+    /// The next entry, if one waits.
+    pub fn try_recv(&self) -> Option<T> {
+        self.queue.try_recv().ok()
+    }
+
     /// The next entry. Waits for ever when the senders are gone: a shard is told to stop.
     pub async fn recv(&self) -> T {
         poll_fn(|cx| {

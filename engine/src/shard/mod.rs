@@ -2,7 +2,7 @@
 //! connections.
 //!
 //! ```text
-//! accept ─► head task ─┬─► conn task (one per WebSocket connection, `conn`)
+//! admission ─► head task ─┬─► conn task (one per WebSocket connection, `conn`)
 //!                      └─► HTTP (`http`)
 //! conn tasks, mesh tasks, HTTP handlers ──with──► Core ──schedule──► turn task: outputs, mesh, flush
 //! ```
@@ -12,6 +12,7 @@
 //! Nothing here is locked, and no borrow is held across an `.await`: [`ShardRuntime::with`] makes
 //! one whole change.
 
+mod admission;
 pub mod core;
 pub mod inbox;
 mod mesh;
@@ -19,7 +20,7 @@ mod requests;
 mod turn;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,9 +33,11 @@ use shardwire_proto::shard::Shard;
 use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
+use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
 use crate::store::StoreHandle;
+use crate::tls::Acceptor;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
@@ -55,6 +58,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
+    /// The certificates that are shown; none where connections are plain.
+    pub tls: Option<Acceptor>,
     /// Who changes apps and credentials; none where nobody does.
     pub registry: Option<RegistryHandle>,
 }
@@ -92,6 +97,8 @@ pub(crate) struct Link {
     /// The kernel took less than it was offered; the connection's task waits for room.
     pub(crate) blocked: bool,
     pub(crate) ending: Ending,
+    /// It has a session in [`Links`].
+    pub(crate) is_secure: bool,
     used: bool,
 }
 
@@ -106,11 +113,13 @@ pub(crate) enum Ending {
 }
 
 /// Links by slot; the table of the core's connections decides who has which.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Links {
     links: Vec<Link>,
     /// Wakers of the connections' tasks.
     wakers: Vec<Option<Waker>>,
+    /// TLS sessions; as long as the slot of the last one, so none where connections are plain.
+    sessions: Vec<Option<SharedSession>>,
 }
 
 impl Links {
@@ -118,6 +127,11 @@ impl Links {
         self.links
             .get_mut(conn.slot as usize)
             .filter(|l| l.used && l.generation == conn.generation)
+    }
+
+    /// The TLS session of a connection that has one.
+    pub(crate) fn session(&self, conn: ConnId) -> Option<&SharedSession> {
+        self.sessions.get(conn.slot as usize)?.as_ref()
     }
 
     /// Wakes a connection's task.
@@ -137,11 +151,13 @@ impl Links {
         }
     }
 
-    fn insert(&mut self, conn: ConnId, fd: RawFd) {
+    fn insert(&mut self, conn: ConnId, transport: &Transport) {
         let slot = conn.slot as usize;
+        let session = transport.session();
         let link = Link {
             generation: conn.generation,
-            fd,
+            fd: transport.as_raw_fd(),
+            is_secure: session.is_some(),
             blocked: false,
             ending: Ending::No,
             used: true,
@@ -156,12 +172,21 @@ impl Links {
         }
         self.links[slot] = link;
         self.wakers[slot] = None;
+        if let Some(session) = session {
+            if self.sessions.len() <= slot {
+                self.sessions.resize(slot + 1, None);
+            }
+            self.sessions[slot] = Some(session.clone());
+        }
     }
 
     fn remove(&mut self, conn: ConnId) {
         if let Some(link) = self.get(conn) {
             link.used = false;
             self.wakers[conn.slot as usize] = None;
+            if let Some(session) = self.sessions.get_mut(conn.slot as usize) {
+                *session = None;
+            }
         }
     }
 }
@@ -274,25 +299,6 @@ impl<C: Core> ShardRuntime<C> {
         self.io.set(io);
     }
 
-    /// Serves connections from a listening socket until the task is dropped.
-    pub async fn accept(self: Rc<Self>, listener: glommio::net::TcpListener) {
-        /// Connections accepted in a row before others get their turn.
-        const BURST: usize = 64;
-        loop {
-            for _ in 0..BURST {
-                match listener.shared_accept().await {
-                    Ok(accepted) => self.admit(accepted.bind_to_executor()),
-                    Err(error) => {
-                        // Out of descriptors, mostly: those that end make room again.
-                        log::warn!("shard {}: accept failed: {error}", self.id.0);
-                        glommio::timer::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
-            glommio::executor().yield_now().await;
-        }
-    }
-
     fn admit(self: &Rc<Self>, stream: TcpStream) {
         glommio::spawn_local(crate::conn::head::serve(self.clone(), stream)).detach();
     }
@@ -312,8 +318,8 @@ impl<C: Core> ShardRuntime<C> {
     }
 
     /// Lets the flush reach a connection's socket.
-    pub(crate) fn link(&self, conn: ConnId, fd: RawFd) {
-        self.links.borrow_mut().insert(conn, fd);
+    pub(crate) fn link(&self, conn: ConnId, transport: &Transport) {
+        self.links.borrow_mut().insert(conn, transport);
     }
 
     /// Forgets a connection, on both sides.

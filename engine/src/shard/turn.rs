@@ -2,6 +2,7 @@
 //! touched connection gets one send.
 
 use std::future::poll_fn;
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -11,6 +12,7 @@ use shardwire_proto::shard::{Flush, Output};
 
 use super::{Core, Ending, Gather, IoCounts, ShardRuntime};
 use crate::sys::{self, Sent};
+use crate::tls::Session;
 
 /// Most bytes put together for one send.
 const GATHER_BYTES: usize = 256 * 1024;
@@ -169,7 +171,18 @@ impl<C: Core> ShardRuntime<C> {
             if link.blocked {
                 continue;
             }
-            let flushed = flush_outbox(link.fd, outbox, &mut gather, &mut io);
+            let fd = link.fd;
+            let flushed = if link.is_secure
+                && let Some(session) = links.session(conn)
+            {
+                let session = &mut session.borrow_mut();
+                flush_secure(fd, session, outbox, &mut gather, &mut io)
+            } else {
+                flush_outbox(fd, outbox, &mut gather, &mut io)
+            };
+            let Some(link) = links.get(conn) else {
+                continue;
+            };
             link.blocked = flushed == Flushed::Blocked;
             if catching_up && flushed == Flushed::Done {
                 caught_up.push(conn);
@@ -247,7 +260,7 @@ impl Gather {
 
 /// Sends until the outbox is empty or the kernel takes no more.
 pub(crate) fn flush_outbox(
-    fd: std::os::fd::RawFd,
+    fd: RawFd,
     outbox: &mut Outbox,
     gather: &mut Gather,
     io: &mut IoCounts,
@@ -265,6 +278,31 @@ pub(crate) fn flush_outbox(
                     return Flushed::Blocked;
                 }
             }
+            Sent::Full => {
+                io.sends_blocked += 1;
+                return Flushed::Blocked;
+            }
+            Sent::Broken => return Flushed::Broken,
+        }
+    }
+    Flushed::Done
+}
+
+/// As [`flush_outbox`], encrypted: what a session takes, it sends or keeps.
+fn flush_secure(
+    fd: RawFd,
+    session: &mut Session,
+    outbox: &mut Outbox,
+    gather: &mut Gather,
+    io: &mut IoCounts,
+) -> Flushed {
+    while !outbox.is_empty() {
+        io.sends += 1;
+        let (taken, sent) = session.send(fd, gather.collect(outbox));
+        io.bytes_sent += taken as u64;
+        outbox.advance(taken);
+        match sent {
+            Sent::Bytes(_) => {}
             Sent::Full => {
                 io.sends_blocked += 1;
                 return Flushed::Blocked;

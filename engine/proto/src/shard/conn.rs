@@ -11,6 +11,7 @@ use crate::auth::is_valid_client_id;
 use crate::auth::registry::Presented;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now};
+use crate::outbox::Frame;
 use crate::session::{ConnState, Grant, Session};
 use crate::url::{Query, Target};
 use crate::wire::wsocket::{Request, parse_request, write_connected, write_error, write_pong};
@@ -52,12 +53,6 @@ impl Shard {
         random: [u8; 16],
         now: Now,
     ) -> Result<Grant, ProtocolError> {
-        if self.draining {
-            return Err(ProtocolError::with_text(
-                ErrorCode::Unavailable,
-                "server is draining",
-            ));
-        }
         let Target { path, query } = crate::url::parse_target(handshake.target);
         if path != "/" && path != "/ws" {
             return Err(ProtocolError::with_text(
@@ -144,6 +139,8 @@ impl Shard {
                 grant,
                 opened_ms: now.unix_ms,
                 rate: Default::default(),
+                publishes_due: 0,
+                leaving: false,
                 malformed: 0,
                 malformed_since_ms: now.mono_ms(),
                 catchup: None,
@@ -179,7 +176,7 @@ impl Shard {
 
     /// One message of a client.
     pub fn handle_message(&mut self, conn: ConnId, payload: &str, now: Now) {
-        let Some(c) = self.conns.open_mut(conn) else {
+        let Some(c) = self.conns.open_mut(conn).filter(|c| !c.session.leaving) else {
             return;
         };
         c.last_in_s = now.mono_s();
@@ -297,23 +294,54 @@ impl Shard {
             .is_some_and(|c| c.state == ConnState::Open)
     }
 
-    /// Refuses new connections from here on (contract D28).
-    pub fn start_drain(&mut self) {
-        self.draining = true;
-    }
-
-    /// Ends up to `count` connections the way that makes SDKs come back. Returns how many are left.
+    /// Ends up to `count` more connections the way that makes SDKs come back (contract D28): at
+    /// once, or with the answer to the last publish that was accepted of it. Returns how many.
     pub fn drain(&mut self, count: usize, now: Now) -> usize {
         let open: Vec<ConnId> = self
             .conns
             .iter()
-            .filter(|(_, c)| c.state == ConnState::Open)
+            .filter(|(_, c)| c.state == ConnState::Open && !c.session.leaving)
             .map(|(id, _)| id)
+            .take(count)
             .collect();
-        for conn in open.iter().take(count) {
-            self.close(*conn, CloseCause::Drain, now);
+        for conn in &open {
+            if let Some(c) = self.conns.open_mut(*conn) {
+                c.session.leaving = true;
+            }
+            self.leave_if_answered(*conn, now);
         }
-        open.len().saturating_sub(count)
+        open.len()
+    }
+
+    /// A publish of this connection is on its way.
+    pub(super) fn expect_answer(&mut self, conn: ConnId) {
+        if let Some(c) = self.conns.open_mut(conn) {
+            c.session.publishes_due += 1;
+        }
+    }
+
+    /// A publish of this connection needs no answer but an error that has been sent.
+    pub(super) fn expect_no_answer(&mut self, conn: ConnId) {
+        if let Some(c) = self.conns.open_mut(conn) {
+            c.session.publishes_due = c.session.publishes_due.saturating_sub(1);
+        }
+    }
+
+    /// The answer to a publish.
+    pub(super) fn answer_conn(&mut self, conn: ConnId, frame: Frame, now: Now) {
+        self.queue(conn, frame, now);
+        self.expect_no_answer(conn);
+        self.leave_if_answered(conn, now);
+    }
+
+    fn leave_if_answered(&mut self, conn: ConnId, now: Now) {
+        let leaves = self
+            .conns
+            .open_mut(conn)
+            .is_some_and(|c| c.session.leaving && c.session.publishes_due == 0);
+        if leaves {
+            self.close(conn, CloseCause::Drain, now);
+        }
     }
 
     /// Tells a client of an error. Errors never end the connection by themselves (contract D10).

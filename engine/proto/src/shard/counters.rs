@@ -42,6 +42,8 @@ pub struct Counters {
     pub http_requests: u64,
     /// Connections that ended before a request or handshake was read: garbage, deadline, gone.
     pub heads_failed: u64,
+    /// TLS handshakes, by what became of them.
+    pub tls_handshakes: Vec<(&'static str, u64)>,
     /// Bytes the kernel took, and the sends that it took for them.
     pub bytes_sent: u64,
     pub sends: u64,
@@ -107,17 +109,23 @@ impl Histogram {
 
 impl Counters {
     pub fn count_close(&mut self, cause: &CloseCause) {
-        bump(&mut self.closed, cause.label());
+        bump(&mut self.closed, cause.label(), 1);
     }
 
     pub fn count_error(&mut self, code: ErrorCode) {
-        bump(&mut self.errors, code.code());
+        bump(&mut self.errors, code.code(), 1);
+    }
+
+    pub fn count_tls_handshakes(&mut self, outcome: &'static str, count: u64) {
+        if count > 0 {
+            bump(&mut self.tls_handshakes, outcome, count);
+        }
     }
 }
 
-fn bump<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K) {
+fn bump<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, more: u64) {
     match counts.iter_mut().find(|(k, _)| *k == key) {
-        Some((_, n)) => *n += 1,
-        None => counts.push((key, 1)),
+        Some((_, n)) => *n += more,
+        None => counts.push((key, more)),
     }
 }

@@ -213,7 +213,6 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     /// Acceptance times of the messages delivered since the last flush.
     delivered_us: Vec<u64>,
-    draining: bool,
     encoder: FrameEncoder,
     counters: Counters,
     /// Second of the last tick, and of the last sweep over idle channels.
@@ -254,7 +253,6 @@ impl Shard {
             handling_own: false,
             outputs: VecDeque::new(),
             delivered_us: Vec::new(),
-            draining: false,
             encoder: FrameEncoder::default(),
             counters: Counters::default(),
             ticked_s: now.mono_s(),
@@ -290,7 +288,7 @@ impl Shard {
                 };
                 self.deliver(&delivery, &Frame::from(&*frame), now);
             }
-            ShardMsg::Unicast { conn, frame } => self.queue(conn, Frame::from(&*frame), now),
+            ShardMsg::Unicast { conn, frame } => self.answer_conn(conn, Frame::from(&*frame), now),
             ShardMsg::PublishDone {
                 request,
                 item,

@@ -81,11 +81,14 @@ impl Shard {
             conn,
             echo,
         };
+        // Before it is routed: its home may be here, and answer at once.
+        self.expect_answer(conn);
         let routed = checked
             .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| self.route(&app, item, &publisher, origin, now));
         if let Err(code) = routed {
             self.counters.publishes_refused += 1;
+            self.expect_no_answer(conn);
             self.error(
                 conn,
                 &code.into(),
@@ -376,7 +379,7 @@ impl Shard {
                 });
                 if shard == self.id {
                     let frame = Rc::from(frame);
-                    self.queue(conn, frame, now);
+                    self.answer_conn(conn, frame, now);
                 } else {
                     let frame = Arc::from(frame);
                     self.send(shard, ShardMsg::Unicast { conn, frame });

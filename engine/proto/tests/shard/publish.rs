@@ -140,6 +140,35 @@ fn nobody_sees_a_message_before_it_is_committed() {
 }
 
 #[test]
+fn a_drained_connection_ends_with_the_ack_of_what_it_has_published() {
+    let mut w = World::new(2);
+    let a = w.channel_at(0, 0);
+    let (near, far, idle) = (w.connect(0), w.connect(1), w.connect(1));
+    w.store.writer_hangs = true;
+    for p in [near, far] {
+        w.say(p, &publish(&a, &format!("m{p}")));
+        w.with_conn(p, |shard, _, now| assert!(shard.drain(2, now) > 0));
+        w.with_conn(p, |shard, _, now| {
+            assert_eq!(shard.drain(2, now), 0, "each once")
+        });
+        // What is sent to a server that is leaving is not taken.
+        w.say(p, &publish(&a, "late"));
+    }
+    assert_eq!(w.clients[idle].ended, Some(CloseCause::Drain));
+    assert_eq!(w.clients[near].ended, None);
+    assert_eq!(w.clients[far].ended, None);
+    w.commit(2, Outcome::Committed);
+    for p in [near, far] {
+        let acks = w.take(p);
+        assert!(
+            matches!(&acks[..], [ack] if ack.starts_with("ack")),
+            "{acks:?}"
+        );
+        assert_eq!(w.clients[p].ended, Some(CloseCause::Drain));
+    }
+}
+
+#[test]
 fn after_a_failed_commit_publishers_are_told_and_may_try_again_without_a_hole() {
     let mut w = World::new(2);
     let a = w.channel_at(0, 0);

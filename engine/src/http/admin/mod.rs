@@ -23,7 +23,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use glommio::net::TcpStream;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
@@ -38,6 +37,7 @@ use self::routes::{Call, Endpoint, Routes};
 use super::pace::Pace;
 use super::{Refusal, Stage, api, drive, effective_method, json, read_body};
 use crate::config::Config;
+use crate::conn::Transport;
 use crate::shard::Server;
 
 /// Connections of the admin port at once; one more is closed as soon as it is accepted.
@@ -120,17 +120,17 @@ impl Drop for Place {
 
 /// Serves a connection of the admin port until it ends. `head` is what was read of it.
 pub async fn serve_admin(
-    stream: TcpStream,
+    transport: Transport,
     head: Vec<u8>,
     server: Server,
     settings: Rc<AdminSettings>,
 ) {
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
-    let Ok(peer) = stream.peer_addr() else {
+    let Some(peer) = transport.remote() else {
         return;
     };
     drive(
-        stream,
+        transport,
         head,
         head_bytes_max,
         async |request: Request<Incoming>, pace: &Pace| {

@@ -7,7 +7,10 @@ fn a_missing_shard_is_not_passed_over() {
     let node = Node::start(&["*"], 2);
     let list = node.call("GET", "/api/channels", SERVER_KEY, "");
     list.is_error(503, 50300);
-    assert_eq!(list.header("retry-after"), Some("1"));
+    assert!(matches!(
+        list.header("retry-after"),
+        Some("1" | "2" | "3" | "4" | "5")
+    ));
     let health = Peer::connect(node.admin).call("GET", "/healthz", "", "");
     health.is_error(503, 50300);
     assert!(health.body.contains("do not answer: 1"), "{health:?}");

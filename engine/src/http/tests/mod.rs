@@ -25,6 +25,7 @@ use shardwire_proto::ws::{DecoderConfig, Role};
 use tempfile::TempDir;
 
 use super::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::accept::Acceptor;
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreConfig, StoreHandle};
@@ -49,6 +50,7 @@ struct Node {
     admin: SocketAddr,
     stage: inbox::InboxSender<Option<Stage>>,
     thread: Option<ExecutorJoinHandle<()>>,
+    acceptor: Option<Acceptor>,
 }
 
 impl Node {
@@ -59,6 +61,8 @@ impl Node {
         let address = |socket: &socket2::Socket| socket.local_addr().unwrap().as_socket().unwrap();
         let (public_address, admin_address) = (address(&public), address(&admin));
         let (stage, stages) = inbox::bounded(4);
+        let (to_shard, connections) = inbox::bounded(4);
+        let acceptor = Acceptor::start(vec![public], vec![to_shard]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let (inbox, replies) = inbox::bounded(store::INBOX_ENTRIES);
         let storage = Sqlite::new(folder.path().join("messages.db"));
@@ -85,6 +89,7 @@ impl Node {
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
                 store: Some(for_shard),
+                tls: None,
                 registry: None,
             };
             let config = ShardConfig {
@@ -103,7 +108,7 @@ impl Node {
             let server = ShardRuntime::new(ShardId(0), core, settings, http, clock);
             glommio::spawn_local(server.clone().run_turns()).detach();
             glommio::spawn_local(server.clone().hear_store(replies)).detach();
-            glommio::spawn_local(server.clone().accept(sys::glommio_listener(public))).detach();
+            glommio::spawn_local(server.clone().admit_all(connections)).detach();
             let settings = Rc::new(AdminSettings::new(
                 admin_start(),
                 shards,
@@ -115,7 +120,7 @@ impl Node {
             glommio::spawn_local(async move {
                 while let Ok(stream) = listener.accept().await {
                     let served = serve_admin(
-                        stream,
+                        stream.into(),
                         Vec::new(),
                         for_admin.clone(),
                         admin_settings.clone(),
@@ -137,6 +142,7 @@ impl Node {
             admin: admin_address,
             stage,
             thread: Some(thread),
+            acceptor: Some(acceptor),
         }
     }
 
@@ -152,6 +158,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop();
+        }
         let _ = self.stage.try_send(None);
         if let Some(thread) = self.thread.take() {
             let ended = thread.join();

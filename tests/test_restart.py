@@ -1,0 +1,198 @@
+"""A restart refuses nobody and loses nothing: by sockets that somebody else holds, and by takeover."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from harness.client import Client
+from harness.rawws import Ended, Refused
+from harness.server import BINARY, SERVER_KEY
+from harness.survivors import PositionSubscriber, Publisher, TokenSubscriber
+from harness.wait import wait_until
+
+QUICK = "[drain]\nrate = 20000\ndeadline_s = 5\n"
+
+
+class Activated:
+    """What systemd does with a socket unit: holds the listening socket, and gives it to each start of the server."""
+
+    def __init__(self, server):
+        self.server = server
+        self.holder = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        inner = server.command
+        pass_on = f"exec 3<&{self.holder.fileno()}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=client; exec "
+        server.command = lambda: ["bash", "-c", pass_on + shlex.join(inner())]
+        os.set_inheritable(self.holder.fileno(), True)
+
+    def start(self):
+        popen = subprocess.Popen
+
+        def with_socket(*args, **options):
+            return popen(*args, pass_fds=[self.holder.fileno()], **options)
+
+        subprocess.Popen = with_socket
+        try:
+            return self.server.start()
+        finally:
+            subprocess.Popen = popen
+
+
+class Knocker(threading.Thread):
+    """Connects again and again, as a client that comes back would: whoever is refused or cut before its answer counts."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.address, self.stopping, self.refused, self.waits = address, threading.Event(), [], []
+
+    def run(self):
+        while not self.stopping.is_set():
+            began = time.monotonic()
+            try:
+                with Client(self.address, key=SERVER_KEY, timeout=10):
+                    self.waits.append(time.monotonic() - began)
+            except (OSError, Refused, Ended) as problem:
+                self.refused.append(repr(problem))
+            self.stopping.wait(0.002)
+
+    def end(self):
+        self.stopping.set()
+        self.join(20)
+        assert not self.refused, self.refused[:5]
+        assert self.waits
+        return max(self.waits)
+
+
+def test_an_inherited_socket_is_served_by_all_shards_alike(new_server):
+    server = new_server(shards=2, start=False)
+    held = Activated(server)
+    held.start()
+    assert server.address[1] == held.holder.getsockname()[1]
+    clients = [Client(server) for _ in range(100)]
+    assert server.connections() == {0: 50, 1: 50}
+    for client in clients:
+        client.drop()
+    assert server.stop() == 0
+    # It is held still: who comes now waits for the next start.
+    waiting = socket.create_connection(server.address, timeout=10)
+    held.start()
+    waiting.sendall(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert waiting.recv(100).startswith(b"HTTP/1.1 404")
+    waiting.close()
+    held.holder.close()
+
+
+def test_restarts_with_a_held_socket_refuse_nobody_and_lose_nothing(new_server):
+    server = new_server(shards=2, start=False, config=QUICK)
+    held = Activated(server)
+    held.start()
+    survive_restarts(server, held.start, restarts=3)
+    held.holder.close()
+
+
+def survive_restarts(server, start, restarts):
+    channels = [f"r{n}" for n in range(6)]
+    subscribers = [PositionSubscriber(server, channels), TokenSubscriber(server, channels)]
+    publishers = [Publisher(server, f"p{n}", channels) for n in range(3)]
+    knocker = Knocker(server.address)
+    for thread in subscribers:
+        thread.start()
+        assert thread.ready.wait(10)
+    for thread in [*publishers, knocker]:
+        thread.start()
+    for _ in range(restarts):
+        known = sum(len(p.acked) for p in publishers)
+        wait_until(lambda: sum(len(p.acked) for p in publishers) > known + 200, 20, "publishes to flow")
+        assert server.stop() == 0
+        start()
+    longest = knocker.end()
+    for publisher in publishers:
+        publisher.end()
+    last = {}
+    for publisher in publishers:
+        for channel, sequence in publisher.acked.values():
+            last[channel] = max(last.get(channel, 0), sequence)
+    for subscriber in subscribers:
+        subscriber.end(last)
+        seen = {id: (channel, sequence) for channel, all in subscriber.seen.items() for sequence, id in all}
+        for publisher in publishers:
+            for id, where in publisher.acked.items():
+                assert seen[id] == where
+    print(f"longest wait for a connection: {longest * 1000:.0f} ms")
+
+
+def test_takeover_passes_the_sockets_on_and_refuses_nobody(new_server, tmp_path):
+    old = new_server(shards=2, config=QUICK)
+    subscriber = Client(old, key=SERVER_KEY).subscribe("c")
+    subscriber.publish("c", 1)
+    knocker = Knocker(old.address)
+    knocker.start()
+    wait_until(lambda: len(knocker.waits) > 20, what="clients to come")
+    new = new_server(shards=1, start=False, args=["--takeover"])
+    new.folder, new.data_dir, new.cwd = old.folder, old.data_dir, old.folder
+    new.listen = "%s:%d" % old.address
+    new.start()
+    assert old.wait() == 0
+    assert new.address == old.address
+    served = len(knocker.waits)
+    wait_until(lambda: len(knocker.waits) > served + 20, what="clients to come back")
+    knocker.end()
+    subscriber.expect_bare_end()
+    page = Client(new, key=SERVER_KEY).history("c")["data"]["messages"]
+    assert [m["data"] for m in page] == [1]
+    assert new.stop() == 0
+
+
+def test_a_takeover_with_a_bad_configuration_leaves_the_running_server_alone(new_server, tmp_path):
+    old = new_server(shards=1)
+    bad = tmp_path / "bad.toml"
+    bad.write_text("shardz = 1\n")
+    command = [str(BINARY), "--takeover", "--config", str(bad), "--data-dir", str(old.data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2 and "shardz" in done.stderr
+    Client(old).close()
+    assert old.stop() == 0
+
+
+def test_readiness_is_announced_while_clients_are_let_in(new_server):
+    server = new_server(shards=1, config="[drain]\nannounce_s = 60\n")
+    server.signal(signal.SIGTERM)
+    wait_until(lambda: server.admin_get("/readyz")[0] == 503, what="readiness to end")
+    Client(server).close()
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+
+
+@pytest.fixture
+def notify(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+        bound.bind(str(tmp_path / "notify"))
+        bound.settimeout(20)
+        yield bound
+
+
+def test_signs_of_life_stop_with_the_process_and_come_again(new_server, notify, tmp_path):
+    server = new_server(shards=2, start=False)
+    server.env.update(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="400000")
+    server.start()
+
+    def sign():
+        while b"WATCHDOG=1" not in notify.recv(4096):
+            pass
+
+    sign()
+    sign()
+    server.signal(signal.SIGSTOP)
+    notify.settimeout(1.0)
+    with pytest.raises(TimeoutError):
+        while True:
+            notify.recv(4096)
+    server.signal(signal.SIGCONT)
+    notify.settimeout(20)
+    sign()
+    assert server.stop() == 0
