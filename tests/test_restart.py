@@ -12,10 +12,13 @@ import pytest
 
 from harness.client import Client
 from harness.rawws import Ended, Refused
+from harness.rest import api
 from harness.server import BINARY, SERVER_KEY
 from harness.survivors import PositionSubscriber, Publisher, TokenSubscriber
 from harness.wait import wait_until
 
+GRACE_MS = 2000
+NAMED = f"[websocket]\nself_asserted_ids = true\n[limits]\npresence_grace_ms = {GRACE_MS}\n"
 QUICK = "[drain]\nrate = 20000\ndeadline_s = 5\n"
 
 
@@ -196,3 +199,42 @@ def test_signs_of_life_stop_with_the_process_and_come_again(new_server, notify, 
     notify.settimeout(20)
     sign()
     assert server.stop() == 0
+
+
+def test_a_named_member_stays_through_a_restart_and_nobody_is_told(new_server):
+    server = new_server(shards=2, start=False, config=NAMED + QUICK)
+    held = Activated(server)
+    held.start()
+
+    def come(name):
+        return Client(server, target=f"/?key={SERVER_KEY}&clientId={name}", timeout=10)
+
+    stays, goes = come("stays"), come("goes")
+    for client in (stays, goes):
+        client.send_json({"action": "presence.enter", "channel": "room", "data": {"x": 1}})
+        client.expect(action="presence.enter", clientId=client.client_id)
+    passing = Client(server, key=SERVER_KEY)
+    passing.send_json({"action": "presence.enter", "channel": "room"})
+    passing.expect(action="presence.enter", clientId=passing.client_id)
+    before = {m["clientId"]: m for m in api(server, "GET", "/api/channels/room/presence")["members"]}
+    assert len(before) == 3
+    assert server.stop() == 0
+    held.start()
+    restarted = time.monotonic()
+    assert not (server.data_dir / "presence.json").exists()
+    after = api(server, "GET", "/api/channels/room/presence")["members"]
+    # Whoever has no name of its own cannot come back as itself.
+    assert [m.pop("connections") for m in after] == [0, 0]
+    for member in before.values():
+        member.pop("connections")
+    assert after == [before["goes"], before["stays"]]
+    watcher = come("watcher").subscribe("room")
+    back = come("stays")
+    left = watcher.expect(action="presence.leave", timeout=GRACE_MS / 1000 + 3)
+    assert left["clientId"] == "goes" and time.monotonic() - restarted >= GRACE_MS / 1000 - 0.5
+    watcher.nothing_waiting()
+    [member] = api(server, "GET", "/api/channels/room/presence")["members"]
+    assert (member["clientId"], member["connections"], member["joinedAt"]) == ("stays", 1, before["stays"]["joinedAt"])
+    back.close()
+    assert watcher.expect(action="presence.leave")["clientId"] == "stays"
+    held.holder.close()

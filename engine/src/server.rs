@@ -5,6 +5,7 @@
 //! pace with what is due to them, stop shards, flush the store. A second signal stops at once. SIGHUP reads the
 //! configuration again.
 
+mod kept;
 mod operator;
 mod reload;
 mod shard_thread;
@@ -23,6 +24,7 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
+use shardwire_proto::shard::KeptMember;
 use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
@@ -32,7 +34,7 @@ use crate::http::AdminStart;
 use crate::keys::{self, Opened};
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
-use crate::shard::{LANE_BATCHES, start_clock};
+use crate::shard::{LANE_BATCHES, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -53,6 +55,9 @@ const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a stop takes beside draining and the store.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
+
+/// How long a stop waits for the shards to say who may come back.
+const KEEP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often a drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
@@ -125,7 +130,8 @@ pub fn run(
     reload: Reload<'_>,
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), RunError> {
-    let (operator, orders) = Operator::new().map_err(RunError::Signals)?;
+    let (operator, orders) = Operator::new();
+    operator.follow_signals().map_err(RunError::Signals)?;
     let sockets = Sockets::open(&config, inherited)?;
     let (inboxes, replies): (Vec<_>, Vec<_>) = config
         .cores
@@ -135,7 +141,7 @@ pub fn run(
     let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
     let store = store::start(storage, &config.store, inboxes)
         .map_err(|error| RunError::Store(error.to_string()))?;
-    let offered = offer_takeover(&config, &sockets, operator);
+    let offered = offer_takeover(&config, &sockets, operator.clone());
     let (listen, admin) = sockets
         .addresses()
         .unwrap_or((config.listen, config.admin_listen));
@@ -157,16 +163,23 @@ pub fn run(
         shard_inboxes,
         config.auth.jwks_allow_http,
     );
+    let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
         store: store.clone(),
         tls: tls.clone(),
         admin: sockets.admin,
+        members: {
+            let now_ms = read_clock(clock).unix_ms;
+            kept::take(&config.data_dir, config.limits.presence_grace_ms, now_ms).into()
+        },
+        clock,
         admin_start: AdminStart {
             token,
             config: Arc::new(config.clone()),
             listen,
             admin,
+            operator,
         },
     };
     let (shards, connections) = start_shards(&config, served, replies, snapshots)?;
@@ -280,6 +293,9 @@ struct Served {
     tls: Acceptors,
     admin: Vec<Socket>,
     admin_start: AdminStart,
+    /// Presence members from before.
+    members: Arc<[KeptMember]>,
+    clock: Instant,
 }
 
 /// A running shard as the main thread sees it.
@@ -291,7 +307,9 @@ struct Running {
 struct Shards {
     running: Vec<Running>,
     drained: mpsc::Receiver<()>,
+    kept: mpsc::Receiver<Vec<KeptMember>>,
     beats: Beats,
+    clock: Instant,
 }
 
 /// Where each shard's connections go in.
@@ -306,9 +324,9 @@ fn start_shards(
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let placement = ChannelPlacement::new(random_u64(), count);
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
-    let clock = start_clock();
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
+    let (keep, kept) = mpsc::channel();
     let beats = Beats::new(config.cores.len());
     let beat_every = notify::watchdog_interval().map(Watchdog::period);
     let (mut running, mut connections) = (Vec::new(), Vec::new());
@@ -326,7 +344,9 @@ fn start_shards(
             snapshots,
             options: options(config),
             seed: random_u64(),
-            clock,
+            clock: served.clock,
+            members: served.members.clone(),
+            keep: keep.clone(),
             connections_max: config.runtime.connections_max.div_ceil(usize::from(count)),
             cors_origins: config.http.cors_origins.clone(),
             connections: accepted,
@@ -365,7 +385,9 @@ fn start_shards(
     let shards = Shards {
         running,
         drained,
+        kept,
         beats,
+        clock: served.clock,
     };
     Ok((shards, connections))
 }
@@ -383,6 +405,7 @@ fn stop(
     accepting.stop();
     if !at_once {
         drain(&shards, config, orders, &mut pulse);
+        keep_members(&shards, config);
     }
     for shard in &shards.running {
         order(shard, Control::Stop);
@@ -429,6 +452,23 @@ fn drain(shards: &Shards, config: &Config, orders: &Receiver<Order>, pulse: &mut
         }
     }
     log::info!(ms = started.elapsed().as_millis() as u64; "drained");
+}
+
+/// Lets the next process know who may come back.
+fn keep_members(shards: &Shards, config: &Config) {
+    for shard in &shards.running {
+        order(shard, Control::Keep);
+    }
+    let until = Instant::now() + KEEP_PATIENCE;
+    let mut members = Vec::new();
+    for _ in &shards.running {
+        let left = until.saturating_duration_since(Instant::now());
+        match shards.kept.recv_timeout(left) {
+            Ok(of_shard) => members.extend(of_shard),
+            Err(_) => log::error!("presence: a shard does not say who may come back"),
+        }
+    }
+    kept::keep(&config.data_dir, members, read_clock(shards.clock).unix_ms);
 }
 
 /// Waits, unless a signal ends that.

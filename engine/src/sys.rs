@@ -114,14 +114,6 @@ pub fn thread_cpu_us() -> u64 {
     u64::try_from(us).unwrap_or(0)
 }
 
-/// Sends this process the signal that begins its planned end.
-pub fn terminate_self() {
-    use rustix::process::{Signal, getpid, kill_process};
-    if let Err(error) = kill_process(getpid(), Signal::TERM) {
-        log::error!("cannot signal this process: {error}");
-    }
-}
-
 thread_local! {
     /// Random bytes of the system that were not given out yet.
     static RANDOM: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };

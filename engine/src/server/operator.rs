@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 const ORDERS_MAX: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// Read the configuration again.
     Reload,
     /// Drain and end; while that is under way it means at once.
@@ -24,12 +24,16 @@ pub(super) enum Order {
 pub struct Operator(Sender<Order>);
 
 impl Operator {
-    /// An operator and the orders to be worked off; signals give them too from here on.
-    pub(super) fn new() -> io::Result<(Self, Receiver<Order>)> {
+    /// An operator, and the orders to be worked off.
+    pub(crate) fn new() -> (Self, Receiver<Order>) {
         let (sender, orders) = bounded(ORDERS_MAX);
-        let operator = Self(sender);
+        (Self(sender), orders)
+    }
+
+    /// Signals give orders too from here on.
+    pub(super) fn follow_signals(&self) -> io::Result<()> {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-        let of_signals = operator.clone();
+        let of_signals = self.clone();
         std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
@@ -41,7 +45,7 @@ impl Operator {
                     });
                 }
             })?;
-        Ok((operator, orders))
+        Ok(())
     }
 
     /// Has the server drain and end, as the first SIGTERM does. Asking again changes nothing.

@@ -9,7 +9,7 @@ use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
-use shardwire_proto::shard::{Options, Shard, ShardConfig};
+use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
@@ -54,6 +54,10 @@ pub(super) struct Plan {
     pub(super) up: mpsc::Sender<()>,
     /// Told when it is drained.
     pub(super) drained: mpsc::Sender<()>,
+    /// Presence members from before, of all shards.
+    pub(super) members: Arc<[KeptMember]>,
+    /// Told which presence members may come back.
+    pub(super) keep: mpsc::Sender<Vec<KeptMember>>,
 }
 
 /// Orders of the main thread.
@@ -69,11 +73,16 @@ pub(super) enum Control {
         rate: u32,
         deadline: Duration,
     },
+    /// Say which presence members may come back.
+    Keep,
     Stop,
 }
 
 /// Pace of a drain's steps.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// How long members are waited for that a connection seems to hold still: one that a drain's deadline has left open does.
+const KEEP_GRACE: Duration = Duration::from_millis(300);
 
 /// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
 /// need does not.
@@ -101,7 +110,9 @@ pub(super) async fn run(plan: Plan) {
         options: plan.options,
         seed: plan.seed,
     };
-    let core = Shard::new(config, read_clock(plan.clock));
+    let now = read_clock(plan.clock);
+    let mut core = Shard::new(config, now);
+    core.import_members(&plan.members, now);
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
         match mesh.join().await {
@@ -149,6 +160,10 @@ pub(super) async fn run(plan: Plan) {
             Control::Drain { rate, deadline } => {
                 glommio::spawn_local(drain(server.clone(), rate, deadline, plan.drained.clone()))
                     .detach();
+            }
+            Control::Keep => {
+                // The main thread may have stopped waiting.
+                let _ = plan.keep.send(members_to_keep(&server).await);
             }
             Control::Stop => return,
         }
@@ -235,6 +250,15 @@ async fn drain(server: Server, rate: u32, deadline: Duration, drained: mpsc::Sen
     }
     // The main thread may have stopped waiting.
     let _ = drained.send(());
+}
+
+/// The members that may come back, as soon as what other shards have said of ended connections has arrived.
+async fn members_to_keep(server: &Server) -> Vec<KeptMember> {
+    let asked = Instant::now();
+    while asked.elapsed() < KEEP_GRACE && !server.with(|shard, _| shard.members_are_away()) {
+        glommio::timer::sleep(DRAIN_STEP).await;
+    }
+    server.with(|shard, _| shard.export_members())
 }
 
 /// Connections without a request on their way, and without any after [`HEAD_GRACE`], are not waited for: whoever keeps

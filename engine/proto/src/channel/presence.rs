@@ -238,6 +238,30 @@ impl Members {
         true
     }
 
+    /// Someone is a member from before, and away until a deadline (monotonic ms): nobody is told. False if it is one
+    /// already, or would be one too many.
+    pub fn restore(
+        &mut self,
+        client_id: &Arc<str>,
+        (joined_at, state): (u64, Option<Arc<str>>),
+        leaves_at_ms: u64,
+        rules: Rules,
+        now: Now,
+    ) -> bool {
+        if self.by_id.len() >= rules.members_max || self.by_id.contains_key(client_id) {
+            return false;
+        }
+        let member = Member {
+            state,
+            joined_at,
+            conns: SmallVec::new(),
+            leaves_at_ms,
+        };
+        self.by_id.insert(client_id.clone(), member);
+        self.count_from(rules, now);
+        true
+    }
+
     /// A deadline has passed: the member leaves if it is still away because of it.
     pub fn expire(&mut self, client_id: &str, leaves_at_ms: u64, rules: Rules, now: Now) -> bool {
         let member = self.by_id.get(client_id);

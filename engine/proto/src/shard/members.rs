@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::Shard;
+use super::{KeptMember, Shard};
 use crate::channel::presence::{Members, Notice, Parted, Rules, Waiting};
 use crate::channel::returns::Returns;
 use crate::error::ErrorCode;
@@ -184,6 +184,30 @@ impl Shard {
             client_id: client_id.clone(),
         };
         self.send_or_handle(conn.shard, msg, now);
+    }
+
+    /// Makes a client a member that is away until `wanted_ms` (monotonic).
+    pub(super) fn restore_member(
+        &mut self,
+        slot: u32,
+        app: Arc<str>,
+        member: &KeptMember,
+        wanted_ms: u64,
+        now: Now,
+    ) {
+        let client_id: Arc<str> = member.client_id.as_str().into();
+        let deadline = self.presence.returns.deadline(wanted_ms);
+        let restored = self.change(slot, now, |m, rules| {
+            let state = member.state.as_deref().map(Into::into);
+            m.restore(&client_id, (member.joined_at, state), deadline, rules, now)
+        });
+        if restored == Some(true) {
+            let number = self.home.get(slot).map_or(0, |c| c.number);
+            let client = (app, client_id);
+            self.presence
+                .returns
+                .go_away(client, slot, number, deadline);
+        }
     }
 
     fn expire_members(&mut self, now: Now) {

@@ -21,6 +21,7 @@ mod ask;
 mod conn;
 mod counters;
 mod history;
+mod kept;
 mod lookup;
 mod members;
 mod presence;
@@ -38,6 +39,7 @@ pub use access::KeyUse;
 pub use conn::Handshake;
 pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
+pub use kept::KeptMember;
 pub use publish::PublishItem;
 
 use hashbrown::HashMap;

@@ -527,3 +527,51 @@ fn members_page_over_http_whatever_changes_meanwhile() {
     let nobody = page(&mut w, Some("m6"));
     assert!(nobody.members.is_empty() && !nobody.has_more);
 }
+
+#[test]
+fn members_that_were_away_are_away_in_the_next_process_and_come_back_unnoticed() {
+    let mut old = world(3, |_| ());
+    for (n, channel) in ["a", "b", "c"].into_iter().enumerate() {
+        let c = named(&mut old, n, "me");
+        enter(&mut old, c, channel, json!({"n": n}));
+    }
+    let here = named(&mut old, 0, "here");
+    enter(&mut old, here, "a", json!({}));
+    for c in 0..3 {
+        old.cut(c);
+    }
+    old.settle();
+    assert!(!old.shards.iter().all(|shard| shard.members_are_away()));
+    let mut kept: Vec<_> = old.shards.iter().flat_map(|s| s.export_members()).collect();
+    assert_eq!(kept.len(), 3, "one that is held is not away");
+    assert!(kept.iter().all(|m| m.client_id == "me"));
+    kept.push(kept[0].clone());
+
+    let mut w = world(2, |_| ());
+    let now = w.now();
+    for shard in &mut w.shards {
+        shard.import_members(&kept, now);
+        assert!(shard.members_are_away());
+    }
+    assert_eq!(members(&mut w), 3);
+    let watcher = named(&mut w, 0, "watcher");
+    w.say(watcher, &json!({"action": "subscribe", "channel": "a"}));
+    w.say(watcher, &json!({"action": "subscribe", "channel": "b"}));
+    w.take(watcher);
+    let me = named(&mut w, 1, "me");
+    w.advance_us(20_000_000);
+    w.settle();
+    assert_eq!(members(&mut w), 3);
+    assert!(w.take(watcher).is_empty());
+    leave_politely(&mut w, me);
+    assert_eq!(members(&mut w), 0);
+
+    let now = w.now();
+    for shard in &mut w.shards {
+        shard.import_members(&kept, now);
+    }
+    assert_eq!(members(&mut w), 3);
+    w.advance_us(20_000_000);
+    w.settle();
+    assert_eq!(members(&mut w), 0);
+}

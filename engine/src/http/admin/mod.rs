@@ -38,6 +38,7 @@ use super::pace::Pace;
 use super::{Refusal, Stage, api, drive, effective_method, json, read_body};
 use crate::config::Config;
 use crate::conn::Transport;
+use crate::server::Operator;
 use crate::shard::Server;
 
 /// Connections of the admin port at once; one more is closed as soon as it is accepted.
@@ -60,6 +61,8 @@ pub struct AdminStart {
     pub listen: SocketAddr,
     /// The admin port's own.
     pub admin: SocketAddr,
+    /// Takes the order to drain.
+    pub operator: Operator,
 }
 
 /// State of the admin port.
@@ -75,6 +78,7 @@ pub struct AdminSettings {
     routes: Routes,
     listen: SocketAddr,
     admin: SocketAddr,
+    operator: Operator,
     started_ms: u64,
     drain_asked: Cell<bool>,
     connections: Cell<usize>,
@@ -92,6 +96,7 @@ impl AdminSettings {
             routes: Routes::new(),
             listen: start.listen,
             admin: start.admin,
+            operator: start.operator,
             started_ms,
             drain_asked: Cell::new(false),
             connections: Cell::new(0),

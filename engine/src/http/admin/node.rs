@@ -77,12 +77,12 @@ impl Caller<'_> {
         reply(StatusCode::OK, &config)
     }
 
-    /// Begins the drain that SIGTERM begins. Asked again, it answers the same: a second SIGTERM would cut it short.
+    /// Begins the drain that SIGTERM begins. Asked again, it answers the same.
     pub(super) async fn drain(&self) -> Reply {
         let begun = self.settings.stage.get() == Stage::Draining;
         if !begun && !self.settings.drain_asked.replace(true) {
             log::info!("drain asked for over the admin API");
-            crate::sys::terminate_self();
+            self.settings.operator.drain();
         }
         self.drain_state(StatusCode::ACCEPTED).await
     }

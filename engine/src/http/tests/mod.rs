@@ -26,6 +26,7 @@ use tempfile::TempDir;
 
 use super::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::accept::Acceptor;
+use crate::server::Operator;
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreConfig, StoreHandle};
@@ -183,6 +184,7 @@ fn admin_start() -> AdminStart {
         config: Arc::new(config.unwrap()),
         listen: nowhere,
         admin: nowhere,
+        operator: Operator::new().0,
     }
 }
 
