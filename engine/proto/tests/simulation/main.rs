@@ -5,7 +5,9 @@
 //! ack; sequences have no hole, and none that anybody has seen is given to another message; every
 //! connection gets a channel's live messages in order, without a hole and none twice; a client
 //! that came back and was told `recovered: true` misses nothing; every publish is answered once;
-//! and when the faults end, everything comes to rest.
+//! and when the faults end, everything comes to rest. Of presence: a member is who has entered and
+//! neither left nor stayed away for longer than the grace, each enter that anybody is told of is
+//! followed by one leave, and who comes back in time is a member without anybody being told.
 //!
 //! `SHARDWIRE_SIM_SEED=n cargo test -p shardwire-proto --test simulation` runs one seed,
 //! `SHARDWIRE_SIM_SEEDS=n` that many from the first one.
@@ -13,6 +15,7 @@
 #![allow(unreachable_pub, reason = "modules of a test binary")]
 
 mod book;
+mod presence;
 mod sdk;
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,6 +32,7 @@ use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::shard::{Options, Output, PublishItem};
 
 use book::Book;
+use presence::{Is, Person};
 use sdk::{Kind, Sdk};
 use support::rng::Rng;
 use support::store::Outcome;
@@ -81,6 +85,13 @@ fn guarantees_hold_under_faults() {
             "pages",
             "restarts",
             "cleared",
+            "presence events",
+            "counts",
+            "members frames",
+            "members returned",
+            "members expired",
+            "members known",
+            "absences known",
         ] {
             let count = counts.get(what).copied().unwrap_or(0);
             assert!(count > 100, "{what}: {count}");
@@ -93,6 +104,7 @@ struct Sim {
     rng: Rng,
     book: Book,
     sdks: Vec<Sdk>,
+    people: Vec<Person>,
     channels: Vec<String>,
     /// Stored publishes so far, by channel and id; some are repeated.
     published: Vec<(String, String)>,
@@ -111,6 +123,9 @@ fn run(seed: u64) -> Book {
     for _ in 0..STEPS {
         sim.book.step += 1;
         sim.act();
+        if sim.rng.chance(300) {
+            sim.act_present();
+        }
         let us = match sim.rng.below(10) {
             0..6 => sim.rng.below(2000),
             6..9 => sim.rng.below(20_000),
@@ -133,15 +148,18 @@ impl Sim {
         let shards = pick(&[1, 2, 3, 4]);
         let namespace = Namespace {
             messages_max: pick(&[5, 20, 1000, 1000]),
+            presence_events_max: pick(&[1, 1000, 1000]) as usize,
             ..Namespace::default()
         };
         let mut options = Options {
             hello: false,
+            self_asserted_ids: true,
             namespaces: Namespaces::new(vec![namespace]).unwrap(),
             ring_bytes_max: pick(&[0, 1500, 1 << 20]) as usize,
             recovery_overlap_ms: pick(&[0, 0, 0, 50]),
             ..Options::default()
         };
+        options.limits.presence_grace_ms = pick(&[0, 300, 3000, 15_000]);
         options.limits.outbox_frames_max = pick(&[4096, 40]) as usize;
         let commit_lost = pick(&[0, 0, 0, 50]);
         let chaos = Chaos {
@@ -163,6 +181,7 @@ impl Sim {
             .map(|n| Sdk::new(if n % 2 == 0 { Kind::Token } else { Kind::Since }))
             .collect();
         sdks.push(Sdk::new(Kind::Reader));
+        let people = (0..3).map(|n| Person::new(format!("p{n}"))).collect();
         let mut w = World::with(u16::try_from(shards).unwrap(), options, chaos);
         w.store.queue_max = queue_max;
         w.store.reads_max = reads_max;
@@ -179,6 +198,7 @@ impl Sim {
             rng,
             book: Book::default(),
             sdks,
+            people,
             channels,
             published: Vec::new(),
             requests: BTreeSet::new(),
@@ -236,6 +256,40 @@ impl Sim {
             99 => self.restart(),
             _ => {}
         }
+    }
+
+    /// Something that a member does or that happens to it.
+    fn act_present(&mut self) {
+        let who = self.rng.index(self.people.len());
+        let channel = self.channels[self.rng.index(self.channels.len())].clone();
+        let (w, rng) = (&mut self.w, &mut self.rng);
+        let person = &mut self.people[who];
+        let Some(conn) = person.conn else {
+            if rng.chance(500) {
+                let shard = rng.index(w.shards.len());
+                person.connect(w, shard, &mut self.book);
+            }
+            return;
+        };
+        match rng.below(100) {
+            0..45 => {
+                self.next_id += 1;
+                person.put(w, &channel, rng.chance(700), self.next_id);
+            }
+            45..60 => person.leave(w, &channel),
+            60..70 => person.get(w, &channel),
+            70..85 => w.cut(conn),
+            85..91 => person.close(w),
+            91..97 => w.read(conn, [0, 100, usize::MAX][rng.index(3)]),
+            _ => {
+                let shard = rng.index(w.shards.len());
+                let now = w.now();
+                w.shards[shard].drain(1 + rng.index(3), now);
+                w.carry(shard);
+            }
+        }
+        // Its end is known at once.
+        self.people[who].observe(&self.w, &mut self.book);
     }
 
     /// Something new, or something published before, perhaps by another.
@@ -300,6 +354,9 @@ impl Sim {
         self.requests.clear();
         self.w.outputs.clear();
         self.w.restart();
+        for person in &mut self.people {
+            person.forget(&self.w);
+        }
         if std::mem::take(&mut self.cleared) {
             self.published.clear();
         }
@@ -310,6 +367,9 @@ impl Sim {
         self.book.now_ms = self.w.unix_ms();
         for sdk in &mut self.sdks {
             sdk.observe(&self.w, &mut self.book, self.in_time);
+        }
+        for person in &mut self.people {
+            person.observe(&self.w, &mut self.book);
         }
         for (_, output) in self.w.outputs.drain(..) {
             let request = match output {
@@ -347,14 +407,25 @@ impl Sim {
                     }
                 }
             }
+            for person in &mut self.people {
+                match person.conn {
+                    Some(conn) => self.w.read(conn, usize::MAX),
+                    None => {
+                        let shard = self.rng.index(self.w.shards.len());
+                        person.connect(&mut self.w, shard, &mut self.book);
+                    }
+                }
+            }
             self.w.advance_us(100_000);
             self.observe();
-            if self.w.is_idle() && self.sdks.iter().all(|s| s.conn.is_some()) {
+            let all = self.sdks.iter().all(|s| s.conn.is_some())
+                && self.people.iter().all(|p| p.conn.is_some());
+            if self.w.is_idle() && all {
                 break;
             }
         }
         // What is tried again with every tick has been by then.
-        self.w.advance_us(1_500_000);
+        self.w.advance_us(3_000_000);
         self.observe();
         assert!(self.w.is_idle(), "it does not come to rest");
         self.book.check(&self.w.store.model);
@@ -363,6 +434,46 @@ impl Sim {
             sdk.check_at_rest(&self.w.store.model, &mut self.book);
         }
         assert!(self.requests.is_empty(), "{:?} unanswered", self.requests);
+        for channel in self.channels.clone() {
+            self.check_members(&channel);
+        }
+    }
+
+    /// Members are those that have to be, and everybody knows.
+    fn check_members(&mut self, channel: &str) {
+        let now = self.w.now();
+        self.w.shards[0].members_request("app", channel, (None, 100), RequestId(0), now);
+        self.w.carry(0);
+        self.w.advance_us(100_000);
+        let Some((_, Output::Members { page, .. })) = self.w.outputs.pop() else {
+            panic!("no members");
+        };
+        let mut members: BTreeMap<String, u64> = BTreeMap::new();
+        for m in page.members {
+            assert_eq!(m.connections, 1, "{} in {channel}", m.client_id);
+            let state: serde_json::Value = serde_json::from_str(&m.state.unwrap()).unwrap();
+            members.insert(m.client_id.to_string(), state["n"].as_u64().unwrap());
+        }
+        for person in &self.people {
+            person.check_at_rest();
+            let held = person.held.get(channel).copied().unwrap_or_default();
+            let found = members.get(&person.id).copied();
+            match held.is {
+                Is::Yes => {
+                    self.book.count("members known");
+                    assert!(found.is_some(), "{} is not in {channel}", person.id);
+                    assert!(held.state.is_none_or(|n| found == Some(n)), "{found:?}");
+                }
+                Is::No => {
+                    self.book.count("absences known");
+                    assert_eq!(found, None, "{} in {channel}", person.id);
+                }
+                Is::Maybe => self.book.count("members unknown"),
+            }
+        }
+        for sdk in &self.sdks {
+            sdk.check_members(channel, &members);
+        }
     }
 
     /// Everybody leaves, and nothing of them stays.
@@ -370,7 +481,11 @@ impl Sim {
         for sdk in &self.sdks {
             self.w.cut(sdk.conn.unwrap());
         }
-        self.w.advance_us(100_000);
+        for person in &self.people {
+            self.w.cut(person.conn.unwrap());
+        }
+        let grace_ms = self.w.options.limits.presence_grace_ms;
+        self.w.advance_us(grace_ms * 1000 + 2_000_000);
         self.w.outputs.clear();
         let now = self.w.now();
         self.w.shards[0].ask("app", RequestId(0), Query::Stats, now);
@@ -387,6 +502,7 @@ impl Sim {
             };
             let left = (stats.connections, stats.channels, stats.store_pending);
             assert_eq!(left, (0, 0, 0));
+            assert_eq!((stats.members, stats.members_away), (0, 0));
             assert_eq!(stats.counters.subscriptions, 0);
             assert_eq!(stats.outbox_bytes, 0);
             assert!(stats.mesh_pending.iter().all(|n| *n == 0));

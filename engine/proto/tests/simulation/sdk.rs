@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use shardwire_proto::limits::{HISTORIES_PER_CONN_MAX, LATE_COMMIT_MS};
 
 use crate::book::{Book, at};
+use crate::presence::Watch;
 use crate::support::World;
 use crate::support::client::summary;
 use crate::support::model::Model;
@@ -70,6 +71,7 @@ struct Link {
     ephemeral: BTreeSet<String>,
     resume: Option<Resuming>,
     rewound: bool,
+    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -208,6 +210,7 @@ impl Sdk {
                 link.reach.remove(&channel);
                 link.low.remove(&channel);
                 link.in_replay.remove(&channel);
+                link.watch.forget(&channel);
                 if !self.wanted.contains(&channel) {
                     self.places.remove(&channel);
                 }
@@ -245,6 +248,9 @@ impl Sdk {
                 book.count("pages");
             }
             "pong" => {}
+            action if action.starts_with("presence.") => {
+                self.link.watch.on_frame(frame, &channel, book);
+            }
             other => panic!("{other}"),
         }
     }
@@ -404,6 +410,11 @@ impl Sdk {
             let excused = !r.strict || is_gone || timestamp + LATE_COMMIT_MS < r.bound_ms;
             timestamp <= r.bound_ms && excused
         })
+    }
+
+    /// What it was told of a channel's members, when nothing is under way any more.
+    pub fn check_members(&self, channel: &str, members: &BTreeMap<String, u64>) {
+        self.link.watch.check(channel, members);
     }
 
     /// Nothing is under way any more: everything has been answered and delivered.
