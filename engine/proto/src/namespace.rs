@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::capability::{check_pattern, matches};
 use crate::limits::{HISTORY_AGE_MS, HISTORY_MESSAGES_MAX, RECOVERY_AGE_MS_MIN};
+use crate::rate::table::{Place, Rates};
 use crate::record::{Retention, Sync};
 
 /// The channels of one pattern. The first that matches a channel counts.
@@ -28,6 +29,9 @@ pub struct Namespace {
     /// What an ack means: `process` survives the end of the process, `disk` a power cut.
     #[serde(default)]
     pub sync: Sync,
+    /// Rates of what concerns these channels.
+    #[serde(default, skip_serializing_if = "Rates::is_empty")]
+    pub rates: Rates,
 }
 
 fn yes() -> bool {
@@ -51,6 +55,7 @@ impl Default for Namespace {
             messages_max: default_messages_max(),
             ttl_s: default_ttl_s(),
             sync: Sync::Process,
+            rates: Rates::default(),
         }
     }
 }
@@ -84,9 +89,17 @@ impl Namespaces {
                     RECOVERY_AGE_MS_MIN / 1000
                 ));
             }
+            n.rates
+                .validate(Place::Namespace)
+                .map_err(|e| format!("namespace {:?}: {e}", n.pattern))?;
         }
         all.push(Namespace::default());
         Ok(Self(all))
+    }
+
+    /// In the order in which they are looked through.
+    pub fn iter(&self) -> impl Iterator<Item = &Namespace> {
+        self.0.iter()
     }
 
     /// The settings of a channel.

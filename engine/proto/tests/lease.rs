@@ -188,10 +188,7 @@ fn what_another_shard_does_not_use_is_there_two_ways_later() {
 fn a_total_is_never_overrun_by_more_than_debt_and_is_spent_whole() {
     for most in [1, 2, 10, 1000, 100_000] {
         let terms = Terms::of_total(most, 4);
-        let pool = TotalPool {
-            left: i64::try_from(most).unwrap(),
-            comes_back: false,
-        };
+        let pool = TotalPool::new(most, 0, false);
         let mut world = World::new(4, 1, terms, pool);
         for round in 0..400_000 {
             world.spend(round % 4);
@@ -211,10 +208,7 @@ fn a_total_is_never_overrun_by_more_than_debt_and_is_spent_whole() {
 #[test]
 fn what_comes_back_anywhere_can_be_spent_everywhere() {
     let terms = Terms::of_total(10, 3);
-    let pool = TotalPool {
-        left: 10,
-        comes_back: true,
-    };
+    let pool = TotalPool::new(10, 0, true);
     let mut world = World::new(3, 1, terms, pool);
     let mut held = 0;
     for _ in 0..50 {

@@ -129,6 +129,16 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Spends one where there is plenty, so that nobody has to be asked. Where it returns false nothing has changed.
+    #[inline]
+    pub fn spend_at_hand(&mut self, now_ms: u64) -> bool {
+        let is_plenty = self.left > self.low && now_ms < self.until_ms && self.is_known;
+        if is_plenty {
+            self.left -= 1;
+        }
+        is_plenty
+    }
+
     /// Spends one and returns true, or returns false: over the limit. Follow it with [`Lease::take_ask`], and where
     /// that was answered at once after a refusal, try once more.
     pub fn try_spend(&mut self, now_ms: u64, terms: &Terms) -> bool {
@@ -198,8 +208,18 @@ impl Lease {
     /// [`Lease::take_ask`]: the home must know who has something.
     pub fn put_back(&mut self) {
         self.until_ms = NO_END;
+        self.unspend();
+    }
+
+    /// Takes note of what is in use and was never granted, as when a limit is set on what exists already.
+    pub fn owe(&mut self, count: u32) {
+        self.debt = self.debt.saturating_add(count);
+        self.owed = self.owed.saturating_add(count);
+    }
+
+    /// Takes back a use that did not come about.
+    pub fn unspend(&mut self) {
         match self.debt.checked_sub(1) {
-            // Never reported, so it never was.
             Some(debt) => {
                 self.debt = debt;
                 self.owed = self.owed.saturating_sub(1);
@@ -283,26 +303,46 @@ impl Pool for WindowPool {
     }
 }
 
-/// A total that does not slide: what there is at a time, or in a calendar's day.
+/// A total that does not slide: of what there is at a time, or in a calendar's day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TotalPool {
-    /// Not granted yet; below 0 after debts, or when the limit was lowered.
-    pub left: i64,
+    /// Granted and not given back; above `most` after debts, or when the limit was lowered.
+    pub used: i64,
+    /// The limit.
+    pub most: i64,
     /// Whether it is of what there is at a time.
     pub comes_back: bool,
 }
 
+impl TotalPool {
+    /// Of `most`, with `used` of it gone.
+    #[must_use]
+    pub fn new(most: u64, used: u64, comes_back: bool) -> Self {
+        Self {
+            used: i64::try_from(used).unwrap_or(i64::MAX),
+            most: i64::try_from(most).unwrap_or(i64::MAX),
+            comes_back,
+        }
+    }
+
+    /// What is not granted; below 0 where more is in use than there should be.
+    #[must_use]
+    pub fn left(&self) -> i64 {
+        self.most.saturating_sub(self.used)
+    }
+}
+
 impl Pool for TotalPool {
     fn room(&mut self, _now_ms: u64) -> u32 {
-        u32::try_from(self.left.max(0)).unwrap_or(u32::MAX)
+        u32::try_from(self.left().max(0)).unwrap_or(u32::MAX)
     }
 
     fn charge(&mut self, _now_ms: u64, count: u32) {
-        self.left = self.left.saturating_sub(i64::from(count));
+        self.used = self.used.saturating_add(i64::from(count));
     }
 
     fn give_back(&mut self, _now_ms: u64, _at_ms: u64, count: u32) {
-        self.left = self.left.saturating_add(i64::from(count));
+        self.used = self.used.saturating_sub(i64::from(count));
     }
 
     fn retry_ms(&self, now_ms: u64) -> u64 {
