@@ -6,11 +6,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use shardwire_proto::auth::key::{KeyKind, KeyRecord, KeyRing, default_capabilities};
+use shardwire_proto::auth::app::App;
+use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::channel::local::LocalChannels;
 use shardwire_proto::dedup::{DedupTable, Entry};
 use shardwire_proto::ids::{ConnId, Now, Placement, ShardId};
-use shardwire_proto::shard::{Options, Shard, ShardConfig};
+use shardwire_proto::shard::{Handshake, Options, Shard, ShardConfig};
 
 const SUBSCRIBERS: u32 = 1000;
 const KEY: &str = "sk_0123456789abcdef";
@@ -113,10 +115,11 @@ impl Dry {
             mono_us: 1,
             unix_ms: 1_764_000_000_000,
         };
+        let registry = Registry::new([App::new("app")], [key.unwrap()], [], []);
         let config = ShardConfig {
             id: ShardId(0),
             placement: Placement::new(7, 1),
-            keys: Arc::new(KeyRing::new([key.unwrap()])),
+            registry: Arc::new(registry.unwrap()),
             options: Options::default(),
             seed: 7,
         };
@@ -127,9 +130,12 @@ impl Dry {
     fn connect(&mut self, n: u32) -> ConnId {
         let mut random = [0; 16];
         random[..4].copy_from_slice(&n.to_le_bytes());
-        let target = format!("/?key={KEY}");
-        let grant = self.shard.authorize(&target, None, None, random).unwrap();
-        self.shard.open(grant, b"", random, self.now)
+        let handshake = Handshake {
+            target: &format!("/?key={KEY}"),
+            ..Handshake::default()
+        };
+        let grant = self.shard.authorize(handshake, random, self.now);
+        self.shard.open(grant.unwrap(), b"", self.now)
     }
 
     /// One message of a client and the turn that it makes; the number of frames that left.

@@ -104,6 +104,7 @@ async fn serve(listener: Socket) {
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
         store: None,
+        registry: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));
@@ -176,11 +177,11 @@ impl Core for Echo {
     type Grant = ();
 
     /// Anyone, at any path.
-    fn authorize(&mut self, _: Handshake<'_>, _: [u8; 16]) -> Result<(), ProtocolError> {
+    fn authorize(&mut self, _: Handshake<'_>, _: [u8; 16], _: Now) -> Result<(), ProtocolError> {
         Ok(())
     }
 
-    fn open(&mut self, (): (), accept: &[u8], _: [u8; 16], _: Now) -> ConnId {
+    fn open(&mut self, (): (), accept: &[u8], _: Now) -> ConnId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             // Descriptors run out long before.

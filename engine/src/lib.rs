@@ -11,6 +11,7 @@ pub mod keys;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+pub mod registry;
 pub mod server;
 pub mod shard;
 pub mod store;

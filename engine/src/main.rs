@@ -55,10 +55,10 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     if !host_is_usable(&config) {
         return ExitCode::from(EXIT_UNUSABLE);
     }
-    let opened = DataDir::lock(&config.data_dir).and_then(|dir| {
-        keys::open(&dir, &dev_keys).map(|(keys, first_start)| (dir, keys, first_start))
-    });
-    let (dir, keys, first_start) = match opened {
+    let opened = DataDir::lock(&config.data_dir)
+        .and_then(|dir| keys::open(&dir, &dev_keys).map(|opened| (dir, opened)));
+    // The folder is this process's as long as `_dir` is there.
+    let (_dir, opened) = match opened {
         Ok(opened) => opened,
         Err(error) => {
             log::error!("{error}");
@@ -68,9 +68,9 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
     let reload = || {
         let next = Config::load(flags, env, &host).map_err(|error| error.problems.join("; "))?;
         log_warnings(&next);
-        let keys = keys::read(&dir).map_err(|error| error.to_string())?;
-        Ok((next, keys))
+        Ok(next)
     };
+    let first_start = opened.first_start.clone();
     let (ready_file, data_dir) = (config.ready_file.clone(), config.data_dir.clone());
     let on_ready = |ready: &Ready| {
         if let Some(first_start) = &first_start {
@@ -84,7 +84,7 @@ fn serve(flags: &Flags, env: &Env) -> ExitCode {
         notify::ready();
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
     };
-    match server::run(config, keys, &reload, on_ready) {
+    match server::run(config, opened, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

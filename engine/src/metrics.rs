@@ -107,6 +107,19 @@ pub fn render(
         page.sample("shardwire_shard_up", &[("shard", &index)], u8::from(up));
     }
     render_simple(&mut page, shards);
+    page.family(
+        "shardwire_shard_cpu_seconds_total",
+        "counter",
+        "CPU time of the shard's thread.",
+    );
+    for (shard, stats) in shards {
+        let seconds = stats.counters.cpu_us as f64 / 1e6;
+        page.sample(
+            "shardwire_shard_cpu_seconds_total",
+            &[("shard", &shard.0)],
+            seconds,
+        );
+    }
     render_labelled(&mut page, shards);
     render_histograms(&mut page, shards);
     if let Some(store) = store {

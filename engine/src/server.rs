@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
-use shardwire_proto::auth::key::{KeyRecord, KeyRing};
+use shardwire_proto::auth::jwt::TokenRules;
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::namespace::Namespaces;
 use shardwire_proto::record::StoreReply;
@@ -24,7 +25,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::Socket;
 
-use crate::config::Config;
+use crate::config::{Auth, Config, OnExpiry};
+use crate::http::AdminStart;
+use crate::keys::{self, Opened};
+use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
@@ -66,6 +70,8 @@ pub enum RunError {
     Signals(io::Error),
     /// The store of messages cannot be used.
     Store(String),
+    /// The admin token cannot be read.
+    AdminToken(String),
 }
 
 impl fmt::Display for RunError {
@@ -81,19 +87,20 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
     }
 }
 
 impl std::error::Error for RunError {}
 
-/// What a reload brings: a configuration and keys that have been read and checked.
-pub type Reload<'a> = &'a dyn Fn() -> Result<(Config, Vec<KeyRecord>), String>;
+/// What a reload brings: a configuration that has been read and checked.
+pub type Reload<'a> = &'a dyn Fn() -> Result<Config, String>;
 
 /// Serves until a signal ends it. Blocks; the caller's thread handles the signals.
 pub fn run(
     config: Config,
-    keys: Vec<KeyRecord>,
+    opened: Opened,
     reload: Reload<'_>,
     on_ready: impl FnOnce(&Ready),
 ) -> Result<(), RunError> {
@@ -108,11 +115,37 @@ pub fn run(
     let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
     let store = store::start(storage, &config.store, inboxes)
         .map_err(|error| RunError::Store(error.to_string()))?;
+    let token = keys::read_admin_token(&config.data_dir)
+        .map_err(|error| RunError::AdminToken(error.to_string()))?;
+    let admin_start = AdminStart {
+        token,
+        config: Arc::new(config.clone()),
+        listen,
+        admin,
+    };
     let sockets = Sockets {
         listeners,
         admin: admin_listeners,
+        admin_start,
     };
-    let shards = start_shards(&config, keys, sockets, &store, replies)?;
+    let (shard_inboxes, snapshots): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(registry::SNAPSHOTS_WAITING_MAX))
+        .unzip();
+    let Opened {
+        documents,
+        registry,
+        ..
+    } = opened;
+    let registry = registry::start(
+        documents,
+        registry,
+        shard_inboxes,
+        config.auth.jwks_allow_http,
+    );
+    let inboxes = Inboxes { replies, snapshots };
+    let shards = start_shards(&config, &registry, sockets, &store, inboxes)?;
     on_ready(&Ready { listen, admin });
     let mut current = config;
     for signal in &mut signals {
@@ -120,15 +153,17 @@ pub fn run(
             break;
         }
         match reload() {
-            Ok((next, keys)) => {
+            Ok(next) => {
                 tell_changes(&current, &next);
                 current = keep_fixed(&current, next);
-                apply(&shards, &current, keys);
+                apply(&shards, &current);
+                registry.reload();
             }
             Err(error) => log::error!("reload refused, the old configuration stays: {error}"),
         }
     }
     stop(shards, &current, signals);
+    registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
     }
@@ -156,10 +191,17 @@ fn bind_all(
     Ok((sockets, bound))
 }
 
+/// What shards hear from other threads, by index.
+struct Inboxes {
+    replies: Vec<Inbox<StoreReply>>,
+    snapshots: Vec<Inbox<Arc<Registry>>>,
+}
+
 /// Listening sockets: one per shard, and the admin port's.
 struct Sockets {
     listeners: Vec<Socket>,
     admin: Vec<Socket>,
+    admin_start: AdminStart,
 }
 
 /// A running shard as the main thread sees it.
@@ -175,30 +217,34 @@ struct Shards {
 
 fn start_shards(
     config: &Config,
-    keys: Vec<KeyRecord>,
+    registry: &RegistryHandle,
     sockets: Sockets,
     store: &StoreHandle,
-    replies: Vec<Inbox<StoreReply>>,
+    inboxes: Inboxes,
 ) -> Result<Shards, RunError> {
     let Sockets {
         listeners,
         mut admin,
+        admin_start,
     } = sockets;
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
-    let keys = Arc::new(KeyRing::new(keys));
     let placement = ChannelPlacement::new(random_u64(), count);
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let clock = start_clock();
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
     let mut running = Vec::new();
-    let sockets = listeners.into_iter().zip(replies);
-    for ((index, core), (listener, replies)) in (0u16..).zip(&config.cores).zip(sockets) {
+    let inboxes = inboxes.replies.into_iter().zip(inboxes.snapshots);
+    let sockets = listeners.into_iter().zip(inboxes);
+    for ((index, core), (listener, (replies, snapshots))) in
+        (0u16..).zip(&config.cores).zip(sockets)
+    {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let plan = Plan {
             id: ShardId(index),
             placement: placement.clone(),
-            keys: keys.clone(),
+            registry: registry.clone(),
+            snapshots,
             options: options(config),
             seed: random_u64(),
             clock,
@@ -206,6 +252,7 @@ fn start_shards(
             cors_origins: config.http.cors_origins.clone(),
             listener,
             admin: admin.pop(),
+            admin_start: admin_start.clone(),
             store: store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
@@ -246,6 +293,12 @@ fn options(config: &Config) -> Options {
         close_frames_always: config.websocket.close_frames_always,
         allowed_origins: config.websocket.allowed_origins.clone(),
         // Checked when the configuration was read.
+        tokens: TokenRules {
+            leeway_s: config.auth.leeway_s,
+            lifetime_s_max: config.auth.max_lifetime_s,
+            claims: config.claims.clone(),
+        },
+        close_on_expiry: config.auth.on_expiry == OnExpiry::Close,
         namespaces: Namespaces::new(config.namespace.clone()).unwrap_or_default(),
         recovery_overlap_ms: config.history.recovery_overlap_ms,
         ring_bytes_max: config.history.ring_bytes_max,
@@ -253,12 +306,11 @@ fn options(config: &Config) -> Options {
 }
 
 /// Settings that shards take over while they run.
-const RELOADABLE: [&str; 5] = ["limits", "websocket", "namespace", "log", "drain"];
+const RELOADABLE: [&str; 6] = ["limits", "websocket", "auth", "namespace", "log", "drain"];
 
 fn is_reloadable(path: &str) -> bool {
-    RELOADABLE
-        .iter()
-        .any(|table| path.split('.').next() == Some(table))
+    let mut tables = RELOADABLE.iter();
+    tables.any(|table| path.split('.').next() == Some(table)) && path != "auth.jwks_allow_http"
 }
 
 fn tell_changes(current: &Config, next: &Config) {
@@ -280,16 +332,16 @@ fn tell_changes(current: &Config, next: &Config) {
 }
 
 /// Gives running shards what a reload may change.
-fn apply(shards: &Shards, config: &Config, keys: Vec<KeyRecord>) {
+fn apply(shards: &Shards, config: &Config) {
     crate::log::set_level(config.log.level);
-    let keys = Arc::new(KeyRing::new(keys));
     let options = Arc::new(options(config));
+    let config = Arc::new(config.clone());
     for shard in &shards.running {
         order(
             shard,
             Control::Reconfigure {
-                keys: keys.clone(),
                 options: options.clone(),
+                config: config.clone(),
             },
         );
     }
@@ -300,6 +352,11 @@ fn keep_fixed(current: &Config, next: Config) -> Config {
     Config {
         limits: next.limits,
         websocket: next.websocket,
+        auth: Auth {
+            jwks_allow_http: current.auth.jwks_allow_http,
+            ..next.auth
+        },
+        claims: next.claims,
         namespace: next.namespace,
         log: next.log,
         drain: next.drain,

@@ -91,6 +91,21 @@ pub fn shutdown(fd: RawFd, how: std::net::Shutdown) {
     let _ = SockRef::from(&fd).shutdown(how);
 }
 
+/// CPU time that this thread has used, us.
+pub fn thread_cpu_us() -> u64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let us = used.tv_sec * 1_000_000 + used.tv_nsec / 1000;
+    u64::try_from(us).unwrap_or(0)
+}
+
+/// Sends this process the signal that begins its planned end.
+pub fn terminate_self() {
+    use rustix::process::{Signal, getpid, kill_process};
+    if let Err(error) = kill_process(getpid(), Signal::TERM) {
+        log::error!("cannot signal this process: {error}");
+    }
+}
+
 thread_local! {
     /// Random bytes of the system that were not given out yet.
     static RANDOM: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };

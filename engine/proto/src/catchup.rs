@@ -75,6 +75,16 @@ pub struct Catchup {
 }
 
 impl Catchup {
+    /// The channels that are being replayed or are going to be.
+    pub fn channels(&self) -> impl Iterator<Item = &Arc<str>> {
+        let active = self.active.iter().map(|active| &active.job.channel);
+        let queued = self.queue.iter().map(|job| &job.channel);
+        let resumed = self.resume.iter().flat_map(|resume| &resume.channels);
+        active
+            .chain(queued)
+            .chain(resumed.map(|(_, channel)| channel))
+    }
+
     /// Whether the channel is being replayed or is going to be.
     pub fn concerns(&self, channel: &str) -> bool {
         self.active

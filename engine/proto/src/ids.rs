@@ -1,6 +1,8 @@
 //! Names of things that cross module and shard borders.
 
+use std::fmt;
 use std::hash::BuildHasher;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use foldhash::quality::FixedState;
@@ -21,6 +23,55 @@ impl ShardId {
 pub struct ConnId {
     pub slot: u32,
     pub generation: u32,
+}
+
+/// A connection of the process: what the `connected` frame calls it (contract D9) and operators name it by. Written
+/// `<shard>-<slot>-<generation>`; not a secret. In the order of listings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConnName {
+    pub shard: ShardId,
+    pub conn: ConnId,
+}
+
+impl ConnName {
+    /// Its place in a listing.
+    #[must_use]
+    pub fn place(self) -> (ShardId, u32) {
+        (self.shard, self.conn.slot)
+    }
+}
+
+impl fmt::Display for ConnName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConnId { slot, generation } = self.conn;
+        write!(f, "{}-{slot}-{generation}", self.shard.0)
+    }
+}
+
+/// The text is not the name of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnNameError;
+
+impl FromStr for ConnName {
+    type Err = ConnNameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.splitn(3, '-');
+        let mut next = || parts.next().ok_or(ConnNameError);
+        let (shard, slot, generation) = (next()?, next()?, next()?);
+        let number = |text: &str| text.parse().map_err(|_| ConnNameError);
+        let name = Self {
+            shard: ShardId(shard.parse().map_err(|_| ConnNameError)?),
+            conn: ConnId {
+                slot: number(slot)?,
+                generation: number(generation)?,
+            },
+        };
+        // One spelling each: no leading zeros or signs.
+        (name.to_string() == text)
+            .then_some(name)
+            .ok_or(ConnNameError)
+    }
 }
 
 /// A pending HTTP request on its shard; given by the driver, never used twice.
@@ -99,6 +150,29 @@ mod tests {
             counts[placement.home(hash).index()] += 1;
         }
         assert!(counts.iter().all(|c| (800..1200).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn connections_are_named_in_one_spelling() {
+        let name = ConnName {
+            shard: ShardId(1),
+            conn: ConnId {
+                slot: 20,
+                generation: 3,
+            },
+        };
+        assert_eq!(name.to_string().parse(), Ok(name));
+        for bad in [
+            "",
+            "1-2",
+            "1-2-3-4",
+            "01-2-3",
+            "1-+2-3",
+            "1--2-3",
+            "70000-1-1",
+        ] {
+            assert_eq!(bad.parse::<ConnName>(), Err(ConnNameError), "{bad}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod channel;
 pub mod channel_name;
 pub mod dedup;
 pub mod error;
+pub mod guard;
 pub mod ids;
 pub mod limits;
 pub mod meter;

@@ -34,6 +34,36 @@ pub const CLIENT_ID_BYTES_MAX: usize = 128;
 pub const MESSAGE_ID_BYTES_MAX: usize = 128;
 /// Channels one connection may be subscribed to.
 pub const CHANNELS_PER_CONN_MAX: usize = 256;
+/// Bytes of an app's or a key's id.
+pub const APP_ID_BYTES_MAX: usize = 64;
+/// Bytes of a name that is for people, and of a `jti`.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Bytes of a token, looked at before anything else is done with it.
+pub const TOKEN_BYTES_MAX: usize = 8 * KIB;
+/// Seconds by which the clocks of issuer and server may differ (D6).
+pub const TOKEN_LEEWAY_S: u64 = 60;
+/// Seconds from a token's `iat` to its `exp` (D6).
+pub const TOKEN_LIFETIME_S_MAX: u64 = 24 * 3600;
+/// Bytes of an HS256 secret: as many as the hash has (RFC 7518, 3.2).
+pub const HS256_SECRET_BYTES_MIN: usize = 32;
+/// Apps of a process.
+pub const APPS_MAX: usize = 10_000;
+/// API keys of one app, and likewise signing keys.
+pub const KEYS_PER_APP_MAX: usize = 1000;
+/// Revocations of one app: each handshake and each change looks through them.
+pub const REVOCATIONS_PER_APP_MAX: usize = 1000;
+/// Seconds that two keys of a rotation may both be valid.
+pub const ROTATION_OVERLAP_S_MAX: u64 = 90 * 24 * 3600;
+/// Wrong credentials of one address per second, sustained.
+pub const FAILED_AUTH_RATE: RateLimit = RateLimit::new(10, 1000, 50).expect("burst >= rate > 0");
+/// Addresses whose failures a shard remembers: about 5 MiB.
+pub const FAILING_ADDRESSES_MAX: usize = 65_536;
+/// API keys whose uses a shard notes at a time.
+pub const KEY_USES_NOTED_MAX: usize = 65_536;
+/// Milliseconds between two notes of one key's use.
+pub const KEY_USE_INTERVAL_MS: u64 = 60_000;
+/// Namespaces of one app: a channel that comes into use looks through them.
+pub const APP_NAMESPACES_MAX: usize = 64;
 /// Patterns in one capability map: each check looks at all of them.
 pub const CAPABILITY_PATTERNS_MAX: usize = 256;
 
@@ -241,6 +271,9 @@ pub struct Limits {
     pub unacked_data_ms: u64,
     /// See [`TOKEN_EXPIRY_GRACE_MS`].
     pub token_expiry_grace_ms: u64,
+    /// See [`FAILED_AUTH_RATE`]; `None`: not limited.
+    #[serde(with = "crate::rate::or_off")]
+    pub failed_auth_per_address_rate: Option<RateLimit>,
     /// See [`HTTP_HEAD_BYTES_MAX`].
     pub http_head_bytes_max: usize,
     /// See [`HTTP_BODY_BYTES_MAX`].
@@ -274,6 +307,7 @@ impl Default for Limits {
             liveness_ms: LIVENESS_MS,
             unacked_data_ms: UNACKED_DATA_MS,
             token_expiry_grace_ms: TOKEN_EXPIRY_GRACE_MS,
+            failed_auth_per_address_rate: Some(FAILED_AUTH_RATE),
             http_head_bytes_max: HTTP_HEAD_BYTES_MAX,
             http_body_bytes_max: HTTP_BODY_BYTES_MAX,
         }

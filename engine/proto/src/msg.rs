@@ -5,11 +5,14 @@
 //! [`crate::limits::MESH_PENDING_BYTES_MAX`]), so that what was accepted is never dropped; all
 //! else is bounded by the number of connections, subscriptions and requests.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use serde::Serialize;
 
 use crate::channel::log::ReplayFrom;
 use crate::error::ErrorCode;
-use crate::ids::{ChannelKey, ConnId, RequestId, ShardId};
+use crate::ids::{ChannelKey, ConnId, ConnName, RequestId, ShardId};
 use crate::record::Record;
 use crate::shard::Stats;
 use crate::wire::wsocket::Position;
@@ -148,8 +151,54 @@ pub enum Query {
     },
     /// Takes a client id's connections out of a channel.
     Unsubscribe { client_id: String, channel: String },
+    /// Open connections of the app, of one client id or all, after this one, at most so many, in
+    /// the order of [`ConnName::place`]. For this and the next two an empty app stands for any.
+    Connections {
+        client_id: Option<String>,
+        after: Option<ConnName>,
+        limit: usize,
+    },
+    /// One connection of the app, with its channels.
+    Connection { name: ConnName },
+    /// Ends one connection of the app.
+    End {
+        name: ConnName,
+        code: u16,
+        reason: String,
+    },
     /// Everything a shard has counted.
     Stats,
+}
+
+/// What an operator is told of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnInfo {
+    #[serde(serialize_with = "as_text")]
+    pub id: ConnName,
+    pub app: Box<str>,
+    pub client_id: Box<str>,
+    /// The API key it came with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<Box<str>>,
+    /// The signing key of its token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kid: Option<Box<str>>,
+    /// When it opened, Unix ms.
+    pub connected_ms: u64,
+    /// Where it comes from: of a proxy in between, the proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote: Option<IpAddr>,
+    pub subscriptions: usize,
+    /// Bytes waiting to be sent to it.
+    pub outbox_bytes: usize,
+    /// Its channels; where one connection is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<Box<str>>>,
+}
+
+fn as_text<S: serde::Serializer>(name: &ConnName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(name)
 }
 
 /// One shard's answer to a [`Query`].
@@ -164,6 +213,10 @@ pub enum Answer {
     },
     /// Connections ended or unsubscribed.
     Count(usize),
+    /// In the order of [`ConnName::place`].
+    Connections(Vec<ConnInfo>),
+    /// From the connection's shard, if it is there.
+    Connection(Option<Box<ConnInfo>>),
     Stats(Box<Stats>),
 }
 

@@ -102,6 +102,12 @@ impl Namespaces {
         self.0.iter()
     }
 
+    /// With `first` before them, which have been checked.
+    #[must_use]
+    pub fn preceded_by(&self, first: &[Namespace]) -> Self {
+        Self(first.iter().chain(&self.0).cloned().collect())
+    }
+
     /// The settings of a channel.
     pub fn of(&self, channel: &str) -> Settings {
         let found = self.0.iter().find(|n| matches(&n.pattern, channel));

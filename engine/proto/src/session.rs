@@ -2,10 +2,11 @@
 //! and what is waiting to be sent to it. What it may do to others is the shard's work.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::auth::capability::{Capabilities, Ops};
-use crate::auth::key::KeyRecord;
+use crate::auth::{self, Credential, Denied};
 use crate::catchup::Catchup;
 use crate::channel::local::Subscription;
 use crate::ids::ConnId;
@@ -18,9 +19,14 @@ use crate::url::Shape;
 #[derive(Debug, Clone)]
 pub struct Grant {
     pub app: Arc<str>,
-    pub key: Arc<KeyRecord>,
+    /// The app's place among those of the shard.
+    pub app_index: u32,
+    /// What the client came with.
+    pub credential: Credential,
     /// What the client may do, compiled once.
     pub capabilities: Capabilities,
+    /// What has been taken back of it.
+    pub denied: Denied,
     /// Identity (contract D8).
     pub client_id: Arc<str>,
     /// The client id is not this connection's alone: it may come back on another one.
@@ -29,12 +35,14 @@ pub struct Grant {
     pub echo: bool,
     /// Form of presence and history frames (contract D21).
     pub shape: Shape,
+    /// Where the connection comes from.
+    pub remote: Option<IpAddr>,
 }
 
 impl Grant {
     /// Whether every operation of `ops` is granted on `channel`.
     pub fn permits(&self, channel: &str, ops: Ops) -> bool {
-        self.capabilities.permits(channel, ops)
+        auth::permits(&self.capabilities, &self.denied, channel, ops)
     }
 }
 
@@ -48,6 +56,8 @@ pub enum ConnState {
 #[derive(Debug)]
 pub struct Session {
     pub grant: Grant,
+    /// Unix time, ms.
+    pub opened_ms: u64,
     /// Publishes of this connection.
     pub rate: RateWindow,
     /// Malformed messages in the minute that began at `malformed_since_ms`.
@@ -176,6 +186,19 @@ impl Conns {
     /// An open connection; closing ones are as good as gone.
     pub fn open_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.get_mut(id).filter(|c| c.state == ConnState::Open)
+    }
+
+    /// Slots so far, used or free.
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Who holds a slot.
+    pub fn id_at(&self, slot: u32) -> Option<ConnId> {
+        match self.slots.get(slot as usize)? {
+            Slot::Used(conn) => Some(conn.id(slot)),
+            Slot::Free(_) => None,
+        }
     }
 
     /// By slot alone: for lists that never outlive the tenant.

@@ -12,7 +12,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use shardwire_proto::limits::{Limits, RING_BYTES_MAX};
+use shardwire_proto::auth::app::is_origin;
+use shardwire_proto::auth::jwt::ClaimNames;
+use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFETIME_S_MAX};
 use shardwire_proto::namespace::{Namespace, Namespaces};
 
 use crate::store::StoreConfig;
@@ -35,6 +37,10 @@ const STORE_QUEUE_OPS_MAX: u64 = 1 << 22;
 const COMMIT_WAIT_US_MAX: u64 = 1_000_000;
 /// Reader threads at most.
 const STORE_READERS_MAX: u64 = 64;
+/// Most that clocks may differ, in seconds: beyond it expiry means little.
+const LEEWAY_S_MAX: u64 = 600;
+/// Longest life of a token that may be allowed, in seconds: a year.
+const TOKEN_AGE_S_MAX: u64 = 366 * 24 * 3600;
 /// Largest overlap of a resume, in ms: beyond it every resume would repeat more than is kept for it at least.
 const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
 
@@ -57,6 +63,11 @@ pub struct Config {
     pub limits: Limits,
     /// How the socket behaves.
     pub websocket: WebSocket,
+    /// How tokens are judged.
+    pub auth: Auth,
+    /// What tokens call their claims.
+    #[serde(rename = "auth.claims")]
+    pub claims: ClaimNames,
     /// The HTTP API.
     pub http: Http,
     /// How shards run.
@@ -101,6 +112,41 @@ impl Default for WebSocket {
             allowed_origins: Vec::new(),
         }
     }
+}
+
+/// File section `[auth]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Auth {
+    /// By how much the clocks of token issuers may differ from this one, seconds (D6).
+    pub leeway_s: u64,
+    /// Longest time from a token's `iat` to its `exp`, seconds (D6).
+    pub max_lifetime_s: u64,
+    /// What happens to a connection whose token expires (D27).
+    pub on_expiry: OnExpiry,
+    /// Whether key sets may be fetched by `http://`, where anybody on the way can change them.
+    pub jwks_allow_http: bool,
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self {
+            leeway_s: TOKEN_LEEWAY_S,
+            max_lifetime_s: TOKEN_LIFETIME_S_MAX,
+            on_expiry: OnExpiry::Close,
+            jwks_allow_http: false,
+        }
+    }
+}
+
+/// What happens to a connection whose token expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExpiry {
+    /// It is ended (4009) after a grace.
+    Close,
+    /// It stays until it drops.
+    Keep,
 }
 
 /// File section `[http]`.
@@ -229,6 +275,8 @@ impl Config {
             ready_file: flags.ready_file.as_ref().map(PathBuf::from),
             limits: reader.take_section("limits", Limits::default()),
             websocket: reader.take_section("websocket", WebSocket::default()),
+            claims: reader.take_section("auth.claims", ClaimNames::default()),
+            auth: reader.take_section("auth", Auth::default()),
             http: reader.take_section("http", Http::default()),
             runtime: reader.take_section("runtime", Runtime::default()),
             store: reader.take_section("store", StoreConfig::default()),
@@ -304,6 +352,13 @@ impl Config {
                 self.history.recovery_overlap_ms,
                 0,
                 RECOVERY_OVERLAP_MS_MAX,
+            ),
+            ("auth.leeway_s", self.auth.leeway_s, 0, LEEWAY_S_MAX),
+            (
+                "auth.max_lifetime_s",
+                self.auth.max_lifetime_s,
+                1,
+                TOKEN_AGE_S_MAX,
             ),
             (
                 "drain.rate",
@@ -466,14 +521,6 @@ fn parse_level(text: &str) -> Result<log::LevelFilter, String> {
         .ok()
         .filter(|level| *level != log::LevelFilter::Off);
     level.ok_or_else(|| format!("{text:?} is not a level; write error, warn, info, debug or trace"))
-}
-
-/// Whether `text` has the form of an `Origin` header: scheme, host, perhaps a port (RFC 6454, 6.2).
-fn is_origin(text: &str) -> bool {
-    let host_is_plain =
-        |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*', ',']);
-    text.split_once("://")
-        .is_some_and(|(scheme, host)| !scheme.is_empty() && host_is_plain(host))
 }
 
 /// Dotted paths at which two JSON trees differ; arrays are compared whole.

@@ -12,10 +12,11 @@ use toml::{Table, Value};
 /// What every environment variable of the program begins with.
 const ENV_PREFIX: &str = "SHARDWIRE_";
 /// Variables with the prefix that are not read by [`Reader::setting`]: other programs of the project, and keys.
-const ENV_ELSEWHERE: [&str; 5] = [
+const ENV_ELSEWHERE: [&str; 6] = [
     "SHARDWIRE_CONFIG",
     "SHARDWIRE_DEV_KEY",
     "SHARDWIRE_DEV_SERVER_KEY",
+    "SHARDWIRE_DEV_JWT_SECRET",
     "SHARDWIRE_ADMIN_URL",
     "SHARDWIRE_ADMIN_TOKEN",
 ];
@@ -212,16 +213,20 @@ impl<'e> Reader<'e> {
 
     /// Removes the value at a dotted path, and its section once that is empty.
     fn take_value(&mut self, key: &str) -> Option<Value> {
-        let Some((section, key)) = key.split_once('.') else {
-            return self.table.remove(key);
-        };
-        let inner = self.table.get_mut(section)?.as_table_mut()?;
-        let value = inner.remove(key);
-        if inner.is_empty() {
-            self.table.remove(section);
-        }
-        value
+        take_at(&mut self.table, key)
     }
+}
+
+fn take_at(table: &mut Table, path: &str) -> Option<Value> {
+    let Some((section, rest)) = path.split_once('.') else {
+        return table.remove(path);
+    };
+    let inner = table.get_mut(section)?.as_table_mut()?;
+    let value = take_at(inner, rest);
+    if inner.is_empty() {
+        table.remove(section);
+    }
+    value
 }
 
 /// The dotted paths of what is in a table; an empty section counts as nothing.

@@ -75,7 +75,7 @@ async fn decide<C: Core>(
         Ok(Some(head)) => match head.kind {
             HeadKind::Upgrade(upgrade) => (
                 head.len,
-                grant(&runtime, head.target, &upgrade).inspect_err(|refusal| {
+                grant(&runtime, &stream, head.target, &upgrade).inspect_err(|refusal| {
                     refusal.send(&stream);
                 }),
             ),
@@ -98,8 +98,7 @@ async fn decide<C: Core>(
         }
     };
     let Ok((grant, accept)) = granted else { return };
-    let random = sys::random();
-    let conn = runtime.with(|core, now| core.open(grant, &accept, random, now));
+    let conn = runtime.with(|core, now| core.open(grant, &accept, now));
     let early = bytes.split_at_mut(len).1;
     ConnTask::start(runtime, stream, conn, occupied, early);
 }
@@ -130,6 +129,7 @@ impl Refusal {
 
 fn grant<C: Core>(
     runtime: &ShardRuntime<C>,
+    stream: &TcpStream,
     target: &str,
     upgrade: &Upgrade<'_>,
 ) -> Result<(C::Grant, Vec<u8>), Refusal> {
@@ -142,12 +142,13 @@ fn grant<C: Core>(
         target,
         bearer: upgrade.authorization.and_then(bearer),
         origin: upgrade.origin,
+        remote: stream.peer_addr().ok().map(|address| address.ip()),
     };
     let random = sys::random();
     let grant = runtime
         .core
         .borrow_mut()
-        .authorize(handshake, random)
+        .authorize(handshake, random, runtime.now())
         .map_err(|error| Refusal {
             headers: match error.code.http_status() {
                 429 | 503 => &[("Retry-After", RETRY_AFTER_S)],

@@ -5,15 +5,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
+use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Ops;
-use shardwire_proto::auth::is_valid_client_id;
 use shardwire_proto::auth::key::{KeyKind, KeyRecord};
+use shardwire_proto::auth::registry::Presented;
+use shardwire_proto::auth::{self, Credential, is_valid_client_id};
 use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
@@ -110,6 +114,18 @@ impl Routes {
         Self(router)
     }
 
+    /// The paths below `/admin/apps/{app}` that [`answer_for_app`] serves, with their methods.
+    #[cfg(test)]
+    pub(super) fn for_app() -> impl Iterator<Item = (String, &'static str)> {
+        Resource::PATHS.into_iter().flat_map(|(path, resource)| {
+            let path = format!("/admin/apps/{{app}}{path}");
+            resource
+                .calls
+                .iter()
+                .map(move |(method, _)| (path.clone(), *method))
+        })
+    }
+
     /// Finds the call that a request makes.
     fn find(&self, method: &Method, path: &str) -> Result<Call, Refusal> {
         let matched = self.0.at(path).map_err(|_| ErrorCode::NotFound)?;
@@ -141,6 +157,7 @@ struct Call {
 pub(super) async fn answer(
     request: Request<Incoming>,
     server: &Server,
+    remote: Option<IpAddr>,
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let (head, body) = request.into_parts();
@@ -152,8 +169,8 @@ pub(super) async fn answer(
         return Ok(response);
     }
     let call = server.http.routes.find(&head.method, &target.path)?;
-    let key = authenticate(server, target.query, &head.headers)?;
-    call.check_right(&key)?;
+    let who = authenticate(server, target.query, &head.headers, remote)?;
+    call.check_right(&who)?;
     let idempotency_key = idempotency_key(&head.headers)?;
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
     let body = match head.method {
@@ -162,38 +179,73 @@ pub(super) async fn answer(
     };
     let caller = Caller {
         server,
-        key: &key,
+        who: &who,
         idempotency_key: idempotency_key.as_deref(),
     };
-    let reply = match call.endpoint {
-        Endpoint::PublishTo => caller.publish_to(&call.channel, &body).await,
-        Endpoint::History => caller.history(&call.channel, target.query).await,
-        Endpoint::Clear => caller.clear(&call.channel).await,
-        Endpoint::Publish => caller.publish(&body).await,
-        Endpoint::Channels => caller.list_channels(target.query).await,
-        Endpoint::Channel => caller.describe_channel(&call.channel).await,
-        Endpoint::Disconnect => caller.disconnect(call.client, &body).await,
-        Endpoint::Unsubscribe => caller.unsubscribe(call.client, &body).await,
-    }?;
-    Ok(json(reply))
+    caller.answer(call, target.query, &body).await
+}
+
+/// Serves to the operator what the public API serves of one app: `path` is `/admin/apps/{app}/…` where that has
+/// `/api/admin/apps/{app}/…`.
+pub(super) async fn answer_for_app(
+    head: &Parts,
+    path: &str,
+    query: &str,
+    body: Incoming,
+    server: &Server,
+    pace: &Pace,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let call = server
+        .http
+        .routes
+        .find(&head.method, &format!("/api{path}"))?;
+    let registry = server.settings.registry.as_ref();
+    let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
+    let app = snapshot.app(&call.app).ok_or(ErrorCode::NotFound)?;
+    let who = operator(app);
+    let idempotency_key = idempotency_key(&head.headers)?;
+    let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
+    let body = match head.method {
+        Method::POST => read_body(body, body_max, pace).await?,
+        _ => Bytes::new(),
+    };
+    let caller = Caller {
+        server,
+        who: &who,
+        idempotency_key: idempotency_key.as_deref(),
+    };
+    caller.answer(call, query, &body).await
+}
+
+/// What stands for the operator where a caller's rights are asked for: every right in the app.
+fn operator(app: &Arc<App>) -> auth::Caller {
+    let key = KeyRecord::of_nobody("operator", &app.id);
+    auth::Caller {
+        app: app.clone(),
+        capabilities: key.capabilities.clone(),
+        credential: Credential::Key(Arc::new(key)),
+        denied: None,
+    }
 }
 
 impl Call {
     /// Refuses before the body is read what no body could make right. Rights on the channels that a body names are
     /// checked when it is read: publishing by the shard, item by item.
-    fn check_right(&self, key: &KeyRecord) -> Result<(), ProtocolError> {
-        if !self.app.is_empty() && self.app != key.app {
-            return Err(not_permitted("the key belongs to another app"));
+    fn check_right(&self, who: &auth::Caller) -> Result<(), ProtocolError> {
+        if !self.app.is_empty() && self.app != who.app.id {
+            return Err(not_permitted("the credentials belong to another app"));
         }
-        if key.kind != KeyKind::Server {
-            return Err(not_permitted("this call needs a server key"));
+        if let Credential::Key(key) = &who.credential
+            && key.kind != KeyKind::Server
+        {
+            return Err(not_permitted("this call needs a server key or a token"));
         }
-        let grants = &key.capabilities;
+        let grants = &who.capabilities;
         let permitted = match self.endpoint {
             Endpoint::PublishTo | Endpoint::Publish => grants.permits_somewhere(Ops::PUBLISH),
-            Endpoint::History => grants.permits(&self.channel, Ops::HISTORY),
+            Endpoint::History => who.permits(&self.channel, Ops::HISTORY),
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
-            Endpoint::Channel | Endpoint::Clear => grants.permits(&self.channel, Ops::ADMIN),
+            Endpoint::Channel | Endpoint::Clear => who.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
         };
         if permitted {
@@ -204,12 +256,13 @@ impl Call {
     }
 }
 
-/// The key of `?key=` or `Authorization: Bearer`.
+/// Whose credentials a request presents: of `?key=`, `?token=` or `Authorization: Bearer`.
 fn authenticate(
     server: &Server,
     query: &str,
     headers: &HeaderMap,
-) -> Result<Arc<KeyRecord>, ProtocolError> {
+    remote: Option<IpAddr>,
+) -> Result<auth::Caller, ProtocolError> {
     let (mut key, mut token) = (None, None);
     for pair in shardwire_proto::url::pairs(query) {
         let (name, value) = pair?;
@@ -225,8 +278,12 @@ fn authenticate(
     let authorization = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
-    let presented = authorization.and_then(bearer);
-    server.with(|shard, _| shard.authenticate(key.as_deref(), token.as_deref(), presented))
+    let presented = Presented {
+        key: key.as_deref(),
+        token: token.as_deref(),
+        bearer: authorization.and_then(bearer),
+    };
+    server.with(|shard, now| shard.authenticate(presented, remote, now))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ProtocolError> {
@@ -251,11 +308,30 @@ type Reply = Result<Vec<u8>, ProtocolError>;
 /// Who calls, once known and permitted.
 struct Caller<'a> {
     server: &'a Server,
-    key: &'a KeyRecord,
+    who: &'a auth::Caller,
     idempotency_key: Option<&'a str>,
 }
 
 impl Caller<'_> {
+    async fn answer(
+        &self,
+        call: Call,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let reply = match call.endpoint {
+            Endpoint::PublishTo => self.publish_to(&call.channel, body).await,
+            Endpoint::History => self.history(&call.channel, query).await,
+            Endpoint::Clear => self.clear(&call.channel).await,
+            Endpoint::Publish => self.publish(body).await,
+            Endpoint::Channels => self.list_channels(query).await,
+            Endpoint::Channel => self.describe_channel(&call.channel).await,
+            Endpoint::Disconnect => self.disconnect(call.client, body).await,
+            Endpoint::Unsubscribe => self.unsubscribe(call.client, body).await,
+        }?;
+        Ok(json(reply))
+    }
+
     async fn publish_to(&self, channel: &str, body: &[u8]) -> Reply {
         let request = parse_messages(body, channel, self.idempotency_key, self.batch_max())?;
         self.publish_all(&request).await
@@ -273,7 +349,7 @@ impl Caller<'_> {
 
     /// One message's failure is the request's; several report one by one.
     async fn publish_all(&self, request: &PublishRequest<'_>) -> Reply {
-        let results = self.server.publish(self.key, &request.items).await;
+        let results = self.server.publish(self.who, &request.items).await;
         if let (true, [Err(code)]) = (request.single, results.as_slice()) {
             return Err((*code).into());
         }
@@ -290,12 +366,12 @@ impl Caller<'_> {
         channel_name::validate(channel, true)?;
         let request = parse_page(query)?;
         let page = self.server.with(|shard, _| {
-            let settings = shard.channel_settings(channel);
+            let settings = shard.channel_settings(&self.who.app.id, channel);
             (settings.history && settings.persist)
                 .then(|| page(request, HISTORY_PAGE_BYTES_MAX, shard.limits()))
         });
         let page = page.ok_or(ErrorCode::HistoryDisabled)?;
-        let (messages, has_more) = self.server.history(&self.key.app, channel, page).await?;
+        let (messages, has_more) = self.server.history(&self.who.app.id, channel, page).await?;
         let mut reply = Vec::new();
         write_page(&mut reply, channel, &messages, has_more);
         Ok(reply)
@@ -304,7 +380,7 @@ impl Caller<'_> {
     /// Removes what is stored of a channel; its numbering goes on.
     async fn clear(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
-        let deleted = self.server.clear(&self.key.app, channel).await?;
+        let deleted = self.server.clear(&self.who.app.id, channel).await?;
         let mut reply = Vec::new();
         write_count(&mut reply, "deleted", deleted);
         Ok(reply)
@@ -380,7 +456,7 @@ impl Caller<'_> {
         check_client(&client_id)?;
         let channel = parse_unsubscribe(body)?;
         channel_name::validate(&channel, true)?;
-        if !self.key.capabilities.permits(&channel, Ops::ADMIN) {
+        if !self.who.permits(&channel, Ops::ADMIN) {
             return Err(ErrorCode::NotPermitted.into());
         }
         self.count("unsubscribed", Query::Unsubscribe { client_id, channel })
@@ -401,7 +477,7 @@ impl Caller<'_> {
 
     /// The answers of all shards: a part of the truth would look like the whole.
     async fn ask(&self, query: Query) -> Result<Vec<(ShardId, Answer)>, ProtocolError> {
-        let answers = self.server.ask(&self.key.app, query).await;
+        let answers = self.server.ask(&self.who.app.id, query).await;
         if answers.len() < self.server.http.shards {
             let text = "not every shard has answered";
             return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));

@@ -32,7 +32,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
-pub use self::admin::{AdminSettings, serve_admin};
+pub use self::admin::{AdminSettings, AdminStart, serve_admin};
 use self::cors::Cors;
 use self::io::Io;
 use self::pace::{Pace, Watchdog};
@@ -78,6 +78,7 @@ impl HttpSettings {
 
 /// Serves a connection of the public port until it ends. `head` is what was read of it.
 pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
+    let remote = stream.peer_addr().ok().map(|address| address.ip());
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     drive(
         stream,
@@ -92,14 +93,12 @@ pub async fn serve(stream: TcpStream, head: Vec<u8>, server: Server) {
                 .trim_start_matches('/')
                 .starts_with("api/");
             let origin = request.headers().get(header::ORIGIN).cloned();
-            let mut response =
-                api::answer(request, &server, pace)
-                    .await
-                    .unwrap_or_else(|refusal| {
-                        server
-                            .with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
-                        refusal.into_response()
-                    });
+            let mut response = api::answer(request, &server, remote, pace)
+                .await
+                .unwrap_or_else(|refusal| {
+                    server.with(|shard, _| shard.counters_mut().count_error(refusal.error.code));
+                    refusal.into_response()
+                });
             if is_api {
                 settings.cors.allow(origin.as_ref(), response.headers_mut());
             }

@@ -1,40 +1,56 @@
-//! Apps, API keys and the admin token, as kept in the data folder.
+//! What the data folder holds of secrets, and what the first start makes.
 //!
-//! `apps.json` holds the apps and a [`KeyRecord`] per key: hashes, never keys. `admin-token` holds the admin API's token
-//! in clear, for its owner's tools. Not here: looking keys up ([`shardwire_proto::auth::key::KeyRing`]). Invariants: a
-//! key is in clear only on its way to the operator who made it; two keys are never the same.
+//! `registry.db` holds apps and credentials (see [`crate::registry`]); `apps.json` of earlier versions is taken into it
+//! once. `admin-token` holds the admin API's token in clear, for its owner's tools. Invariants: an API key is in clear
+//! only on its way to the operator who made it; two keys are never the same.
 
 mod data_dir;
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use shardwire_proto::auth::app::App;
+use shardwire_proto::auth::edit::DocumentChange;
 use shardwire_proto::auth::key::{
     KeyKind, KeyRecord, default_capabilities, generate_key, is_well_formed,
 };
+use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::auth::signing::{Algorithm, KeyMaterial, SigningKey};
+use shardwire_proto::limits::HS256_SECRET_BYTES_MIN;
 
 pub use self::data_dir::{DataDir, DataError, write_atomically};
 use crate::config::Env;
+use crate::registry::documents::{Documents, SqliteDocuments};
 
+const REGISTRY_FILE: &str = "registry.db";
+/// Of earlier versions.
 const APPS_FILE: &str = "apps.json";
+/// What it is called once it has been taken over.
+const APPS_FILE_IMPORTED: &str = "apps.json.imported";
 const ADMIN_TOKEN_FILE: &str = "admin-token";
-/// Version of the file's form; another one is refused rather than guessed at.
+/// Version of that file's form; another one is refused rather than guessed at.
 const APPS_VERSION: u32 = 1;
 /// The app that the first start makes.
 const DEV_APP: &str = "dev";
 /// Names of its two keys.
 const DEV_CLIENT: &str = "dev-client";
 const DEV_SERVER: &str = "dev-server";
+/// Its signing key.
+const DEV_SIGNING: &str = "dev-signing";
 
 /// Values the environment fixes for the keys of app `dev`, for tests and demos.
 #[derive(Clone, Default)]
 pub struct DevKeys {
     client: Option<String>,
     server: Option<String>,
+    /// The signing key's.
+    jwt_secret: Option<String>,
 }
 
 impl DevKeys {
-    /// Reads `SHARDWIRE_DEV_KEY` and `SHARDWIRE_DEV_SERVER_KEY`.
+    /// Reads `SHARDWIRE_DEV_KEY`, `SHARDWIRE_DEV_SERVER_KEY` and `SHARDWIRE_DEV_JWT_SECRET`.
     ///
     /// # Errors
     /// A message naming the variable whose value does not have the form of a key, or is the other's.
@@ -48,7 +64,14 @@ impl DevKeys {
         let keys = Self {
             client: read("SHARDWIRE_DEV_KEY")?,
             server: read("SHARDWIRE_DEV_SERVER_KEY")?,
+            jwt_secret: env.var("SHARDWIRE_DEV_JWT_SECRET").map(str::to_owned),
         };
+        let secret = keys.jwt_secret.as_ref();
+        if secret.is_some_and(|secret| secret.len() < HS256_SECRET_BYTES_MIN) {
+            return Err(format!(
+                "SHARDWIRE_DEV_JWT_SECRET: a secret has at least {HS256_SECRET_BYTES_MIN} bytes"
+            ));
+        }
         if keys.client.is_some() && keys.client == keys.server {
             return Err("SHARDWIRE_DEV_SERVER_KEY: must differ from SHARDWIRE_DEV_KEY".to_owned());
         }
@@ -72,98 +95,114 @@ impl fmt::Debug for FirstStart {
 }
 
 /// `apps.json`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Apps {
+struct Imported {
     version: u32,
-    apps: Vec<App>,
+    apps: Vec<ImportedApp>,
     keys: Vec<KeyRecord>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct App {
+struct ImportedApp {
     id: String,
 }
 
-/// Reads the keys of all apps. With no app yet, makes app `dev` with a client and a server key, whose values the caller
-/// then shows. Values in `fixed` replace those of the dev app's keys. Makes the admin token where it is missing.
+/// Apps and credentials as they are at the start.
+pub struct Opened {
+    /// Where they are kept.
+    pub documents: SqliteDocuments,
+    /// What is there.
+    pub registry: Registry,
+    /// Where there was no app yet.
+    pub first_start: Option<FirstStart>,
+}
+
+/// Opens apps and credentials. With no app yet, makes app `dev` with a client and a server key, whose values the caller
+/// then shows, and a signing key. Values in `fixed` replace those of the dev app. Makes the admin token where it is
+/// missing.
 ///
 /// # Errors
 /// A file cannot be read, understood or written; or a fixed value is another key's already.
-pub fn open(
-    dir: &DataDir,
-    fixed: &DevKeys,
-) -> Result<(Vec<KeyRecord>, Option<FirstStart>), DataError> {
+pub fn open(dir: &DataDir, fixed: &DevKeys) -> Result<Opened, DataError> {
     ensure_admin_token(dir)?;
-    let mut apps = read_apps(dir)?;
-    let mut changed = false;
+    let path = dir.file(REGISTRY_FILE);
+    let failed = |error: String| {
+        let remedy = "restore it from a backup, or remove it to start with fresh keys";
+        DataError::new("use", &path, &error, remedy)
+    };
+    let mut documents = SqliteDocuments::open(&path).map_err(failed)?;
+    let mut registry = documents
+        .load()
+        .and_then(|stored| Registry::from_documents(&stored))
+        .map_err(failed)?;
+    let import = read_apps(dir)?;
+    let is_import = import.is_some();
+    if let Some(imported) = import.filter(|_| registry.apps().next().is_none()) {
+        registry = imported;
+        store(&mut documents, &registry.documents()).map_err(failed)?;
+    }
+    if is_import {
+        let (from, to) = (dir.file(APPS_FILE), dir.file(APPS_FILE_IMPORTED));
+        std::fs::rename(&from, to)
+            .map_err(|error| DataError::new("rename", &from, &error, "check its owner and mode"))?;
+    }
+    let now_ms = crate::registry::now_ms();
     let mut first_start = None;
-    if apps.apps.is_empty() {
-        let first = FirstStart {
-            client_key: fixed
-                .client
-                .clone()
-                .unwrap_or_else(|| random_key(KeyKind::Client)),
-            server_key: fixed
-                .server
-                .clone()
-                .unwrap_or_else(|| random_key(KeyKind::Server)),
-        };
-        set_dev_key(dir, &mut apps, KeyKind::Client, &first.client_key)?;
-        set_dev_key(dir, &mut apps, KeyKind::Server, &first.server_key)?;
-        first_start = Some(first);
-        changed = true;
-    } else {
-        for (kind, key) in [
-            (KeyKind::Client, &fixed.client),
-            (KeyKind::Server, &fixed.server),
-        ] {
-            if let Some(key) = key {
-                changed |= set_dev_key(dir, &mut apps, kind, key)?;
-            }
+    let (mut client, mut server) = (fixed.client.clone(), fixed.server.clone());
+    if registry.apps().next().is_none() {
+        let client = client.get_or_insert_with(|| random_key(KeyKind::Client));
+        let server = server.get_or_insert_with(|| random_key(KeyKind::Server));
+        first_start = Some(FirstStart {
+            client_key: client.clone(),
+            server_key: server.clone(),
+        });
+    }
+    let mut dev = Dev {
+        changes: Vec::new(),
+        registry,
+        now_ms,
+    };
+    for (kind, key) in [(KeyKind::Client, client), (KeyKind::Server, server)] {
+        if let Some(key) = key {
+            dev.set_key(kind, &key).map_err(failed)?;
         }
     }
-    if changed {
-        let path = dir.file(APPS_FILE);
-        let mut text = serde_json::to_vec_pretty(&apps).map_err(|error| {
-            DataError::new(
-                "write",
-                &path,
-                &error,
-                "report this as a fault of shardwire",
-            )
-        })?;
-        text.push(b'\n');
-        dir.write(APPS_FILE, &text)?;
+    if first_start.is_some() || fixed.jwt_secret.is_some() {
+        let secret = fixed.jwt_secret.clone();
+        dev.set_secret(secret.unwrap_or_else(|| generate_key("", &random())))
+            .map_err(failed)?;
     }
-    Ok((apps.keys, first_start))
+    store(&mut documents, &dev.changes).map_err(failed)?;
+    Ok(Opened {
+        documents,
+        registry: dev.registry,
+        first_start,
+    })
 }
 
-/// The keys as the file has them, for a reload. Changes nothing.
-///
-/// # Errors
-/// The file cannot be read or understood.
-pub fn read(dir: &DataDir) -> Result<Vec<KeyRecord>, DataError> {
-    read_apps(dir).map(|apps| apps.keys)
+fn store(documents: &mut SqliteDocuments, changes: &[DocumentChange]) -> Result<(), String> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    documents.apply(changes)
 }
 
-fn read_apps(dir: &DataDir) -> Result<Apps, DataError> {
+/// What an earlier version has left, if it has.
+fn read_apps(dir: &DataDir) -> Result<Option<Registry>, DataError> {
     const REMEDY: &str = "restore it from a backup, or remove it to start with fresh keys";
     let Some(text) = dir.read(APPS_FILE)? else {
-        return Ok(Apps {
-            version: APPS_VERSION,
-            apps: Vec::new(),
-            keys: Vec::new(),
-        });
+        return Ok(None);
     };
     let path = dir.file(APPS_FILE);
-    let apps: Apps = serde_json::from_str(&text)
-        .map_err(|error| DataError::new("understand", &path, &error, REMEDY))?;
-    if apps.version != APPS_VERSION {
+    let not_understood = |error: String| DataError::new("understand", &path, &error, REMEDY);
+    let imported: Imported =
+        serde_json::from_str(&text).map_err(|error| not_understood(error.to_string()))?;
+    if imported.version != APPS_VERSION {
         let cause = format!(
             "its version is {}, this build knows {APPS_VERSION}",
-            apps.version
+            imported.version
         );
         return Err(DataError::new(
             "understand",
@@ -172,60 +211,49 @@ fn read_apps(dir: &DataDir) -> Result<Apps, DataError> {
             "use the release that wrote it",
         ));
     }
-    Ok(apps)
+    let apps = imported.apps.into_iter().map(|app| App::new(&app.id));
+    Registry::new(apps, imported.keys, [], [])
+        .map(Some)
+        .map_err(not_understood)
 }
 
-/// Gives the dev app's key of this kind the value `key`; returns whether that changed anything.
-fn set_dev_key(
-    dir: &DataDir,
-    apps: &mut Apps,
-    kind: KeyKind,
-    key: &str,
-) -> Result<bool, DataError> {
-    let id = match kind {
-        KeyKind::Client => DEV_CLIENT,
-        KeyKind::Server => DEV_SERVER,
-    };
-    let path = dir.file(APPS_FILE);
-    let record = KeyRecord::new(
-        id.to_owned(),
-        DEV_APP.to_owned(),
-        kind,
-        key,
-        default_capabilities(kind),
-    )
-    .map_err(|error| {
-        DataError::new(
-            "store a key in",
-            &path,
-            &error,
-            "use 16 to 128 characters of [A-Za-z0-9_-]",
-        )
-    })?;
-    if let Some(same) = apps.keys.iter().find(|known| known.hash == record.hash) {
-        if same.id == record.id && same.app == record.app {
-            return Ok(false);
-        }
-        let cause = format!(
-            "the value given for key {id} is that of key {} already",
-            same.id
-        );
-        return Err(DataError::new(
-            "store a key in",
-            &path,
-            &cause,
-            "choose another value",
-        ));
+/// The dev app in the making.
+struct Dev {
+    registry: Registry,
+    changes: Vec<DocumentChange>,
+    now_ms: u64,
+}
+
+impl Dev {
+    /// Gives the dev app's key of this kind the value `key`.
+    fn set_key(&mut self, kind: KeyKind, key: &str) -> Result<(), String> {
+        let id = match kind {
+            KeyKind::Client => DEV_CLIENT,
+            KeyKind::Server => DEV_SERVER,
+        };
+        let grants = default_capabilities(kind);
+        let record = KeyRecord::new(id.to_owned(), DEV_APP.to_owned(), kind, key, grants);
+        let mut record = record.map_err(|error| error.to_string())?;
+        record.created_ms = self.now_ms;
+        self.registry
+            .put_key(record, self.now_ms, &mut self.changes)
     }
-    apps.keys
-        .retain(|known| !(known.id == record.id && known.app == record.app));
-    apps.keys.push(record);
-    if !apps.apps.iter().any(|app| app.id == DEV_APP) {
-        apps.apps.push(App {
-            id: DEV_APP.to_owned(),
-        });
+
+    /// Gives the dev app's signing key this secret.
+    fn set_secret(&mut self, secret: String) -> Result<(), String> {
+        let key = SigningKey {
+            kid: DEV_SIGNING.to_owned(),
+            app: DEV_APP.to_owned(),
+            algorithm: Algorithm::Hs256,
+            material: KeyMaterial::Secret(secret),
+            capabilities: default_capabilities(KeyKind::Client),
+            disabled: false,
+            created_ms: self.now_ms,
+            expires_ms: None,
+        };
+        self.registry
+            .put_signing_key(key, self.now_ms, &mut self.changes)
     }
-    Ok(true)
 }
 
 /// A random key of this kind, 192 bits.
@@ -245,7 +273,16 @@ fn ensure_admin_token(dir: &DataDir) -> Result<(), DataError> {
     dir.write(ADMIN_TOKEN_FILE, token.as_bytes())
 }
 
-fn random() -> [u8; 24] {
+/// The admin token of a data folder that was opened.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_admin_token(data_dir: &Path) -> io::Result<String> {
+    std::fs::read_to_string(data_dir.join(ADMIN_TOKEN_FILE)).map(|text| text.trim().to_owned())
+}
+
+/// Random bytes of the system.
+pub(crate) fn random() -> [u8; 24] {
     let mut bytes = [0; 24];
     getrandom::fill(&mut bytes).expect("the kernel's random source works once the system is up");
     bytes
@@ -255,7 +292,7 @@ fn random() -> [u8; 24] {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use shardwire_proto::auth::key::KeyRing;
+    use shardwire_proto::error::ErrorCode;
     use tempfile::TempDir;
 
     use super::*;
@@ -276,78 +313,109 @@ mod tests {
         DevKeys::from_env(&variables.collect())
     }
 
+    fn kind_of(registry: &Registry, key: &str) -> Result<KeyKind, ErrorCode> {
+        registry.ring().authenticate(key, 0).map(|key| key.kind)
+    }
+
+    /// Everything that a data folder's database files hold.
+    fn on_disk(dir: &DataDir) -> Vec<u8> {
+        let files = ["registry.db", "registry.db-wal"].map(|name| std::fs::read(dir.file(name)));
+        files.into_iter().flatten().flatten().collect()
+    }
+
+    fn holds(bytes: &[u8], text: &str) -> bool {
+        bytes
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    }
+
     #[test]
     fn the_first_start_makes_keys_that_the_second_knows_by_hash_only() {
         let (_temp, dir) = folder();
-        let (keys, first) = open(&dir, &DevKeys::default()).unwrap();
-        let first = first.unwrap();
+        let Opened {
+            registry,
+            first_start,
+            ..
+        } = open(&dir, &DevKeys::default()).unwrap();
+        let first = first_start.unwrap();
         assert!(first.client_key.starts_with("ck_") && first.server_key.starts_with("sk_"));
-        let ring = KeyRing::new(keys);
-        assert_eq!(
-            ring.authenticate(&first.client_key).unwrap().kind,
-            KeyKind::Client
-        );
-        assert_eq!(
-            ring.authenticate(&first.server_key).unwrap().kind,
-            KeyKind::Server
-        );
+        assert_eq!(kind_of(&registry, &first.client_key), Ok(KeyKind::Client));
+        assert_eq!(kind_of(&registry, &first.server_key), Ok(KeyKind::Server));
+        assert_eq!(registry.signing_keys(DEV_APP).count(), 1);
+        let bytes = on_disk(&dir);
+        assert!(holds(&bytes, DEV_CLIENT));
+        assert!(!holds(&bytes, &first.client_key) && !holds(&bytes, &first.server_key));
 
-        let text = dir.read(APPS_FILE).unwrap().unwrap();
-        assert!(!text.contains(&first.client_key) && !text.contains(&first.server_key));
-        assert_eq!(read(&dir).unwrap().len(), 2);
-        let (again, second) = open(&dir, &DevKeys::default()).unwrap();
-        assert!(second.is_none());
-        assert!(KeyRing::new(again).authenticate(&first.server_key).is_ok());
-        assert_eq!(dir.read(APPS_FILE).unwrap().unwrap(), text);
+        let second = open(&dir, &DevKeys::default()).unwrap();
+        assert!(second.first_start.is_none());
+        assert_eq!(second.registry.documents(), registry.documents());
     }
 
     #[test]
     fn the_environment_fixes_the_first_keys_and_replaces_later_ones() {
         let (_temp, dir) = folder();
         let only_client = fixed(&[("SHARDWIRE_DEV_KEY", CLIENT)]).unwrap();
-        let first = open(&dir, &only_client).unwrap().1.unwrap();
+        let first = open(&dir, &only_client).unwrap().first_start.unwrap();
         assert_eq!(first.client_key, CLIENT);
 
-        let only_server = fixed(&[("SHARDWIRE_DEV_SERVER_KEY", SERVER)]).unwrap();
-        let (keys, second) = open(&dir, &only_server).unwrap();
-        assert!(second.is_none() && keys.len() == 2);
-        let ring = KeyRing::new(keys);
-        assert!(ring.authenticate(CLIENT).is_ok() && ring.authenticate(SERVER).is_ok());
-        assert!(ring.authenticate(&first.server_key).is_err());
+        let secret = "a secret of at least thirty-two bytes";
+        let only_server = fixed(&[
+            ("SHARDWIRE_DEV_SERVER_KEY", SERVER),
+            ("SHARDWIRE_DEV_JWT_SECRET", secret),
+        ]);
+        let second = open(&dir, &only_server.unwrap()).unwrap();
+        let registry = second.registry;
+        assert!(second.first_start.is_none() && registry.keys(DEV_APP).count() == 2);
+        assert!(kind_of(&registry, CLIENT).is_ok() && kind_of(&registry, SERVER).is_ok());
+        assert!(kind_of(&registry, &first.server_key).is_err());
+        let material = &registry.signing_keys(DEV_APP).next().unwrap().material;
+        assert_eq!(*material, KeyMaterial::Secret(secret.into()));
+        let third = open(&dir, &DevKeys::default()).unwrap();
+        assert_eq!(third.registry.documents(), registry.documents());
     }
 
     #[test]
     fn one_value_cannot_be_both_keys() {
         let (_temp, dir) = folder();
         open(&dir, &fixed(&[("SHARDWIRE_DEV_KEY", CLIENT)]).unwrap()).unwrap();
-        let told = open(
-            &dir,
-            &fixed(&[("SHARDWIRE_DEV_SERVER_KEY", CLIENT)]).unwrap(),
-        )
-        .unwrap_err()
-        .to_string();
+        let both = fixed(&[("SHARDWIRE_DEV_SERVER_KEY", CLIENT)]).unwrap();
+        let told = open(&dir, &both).err().unwrap().to_string();
         assert!(
             told.contains("dev-client") && !told.contains(CLIENT),
             "{told}"
         );
-        assert!(
-            fixed(&[
-                ("SHARDWIRE_DEV_KEY", CLIENT),
-                ("SHARDWIRE_DEV_SERVER_KEY", CLIENT)
-            ])
-            .is_err()
-        );
+        let same = [
+            ("SHARDWIRE_DEV_KEY", CLIENT),
+            ("SHARDWIRE_DEV_SERVER_KEY", CLIENT),
+        ];
+        assert!(fixed(&same).is_err());
     }
 
     #[test]
     fn a_malformed_value_is_refused_by_the_name_of_its_variable_without_showing_it() {
-        let told = fixed(&[("SHARDWIRE_DEV_SERVER_KEY", "too short")])
-            .err()
-            .unwrap();
-        assert!(
-            told.contains("SHARDWIRE_DEV_SERVER_KEY") && !told.contains("too short"),
-            "{told}"
-        );
+        for name in ["SHARDWIRE_DEV_SERVER_KEY", "SHARDWIRE_DEV_JWT_SECRET"] {
+            let told = fixed(&[(name, "too short")]).err().unwrap();
+            assert!(told.contains(name) && !told.contains("too short"), "{told}");
+        }
+    }
+
+    #[test]
+    fn apps_of_an_earlier_version_are_taken_over_once() {
+        let (_temp, dir) = folder();
+        let grants = default_capabilities(KeyKind::Server);
+        let key = KeyRecord::new("k".into(), "shop".into(), KeyKind::Server, SERVER, grants);
+        let mut record = serde_json::to_value(key.unwrap()).unwrap();
+        // Fields that the version had not yet.
+        record.as_object_mut().unwrap().remove("createdMs");
+        record.as_object_mut().unwrap().remove("name");
+        let text = serde_json::json!({"version": 1, "apps": [{"id": "shop"}], "keys": [record]});
+        dir.write(APPS_FILE, text.to_string().as_bytes()).unwrap();
+        let opened = open(&dir, &DevKeys::default()).unwrap();
+        assert!(opened.first_start.is_none());
+        assert_eq!(kind_of(&opened.registry, SERVER), Ok(KeyKind::Server));
+        assert!(!dir.file(APPS_FILE).exists() && dir.file(APPS_FILE_IMPORTED).exists());
+        let again = open(&dir, &DevKeys::default()).unwrap();
+        assert_eq!(kind_of(&again.registry, SERVER), Ok(KeyKind::Server));
     }
 
     #[test]
@@ -359,7 +427,7 @@ mod tests {
         ] {
             let (_temp, dir) = folder();
             dir.write(APPS_FILE, text.as_bytes()).unwrap();
-            let told = open(&dir, &DevKeys::default()).unwrap_err().to_string();
+            let told = open(&dir, &DevKeys::default()).err().unwrap().to_string();
             assert!(told.contains("apps.json"), "{told}");
             assert_eq!(dir.read(APPS_FILE).unwrap().unwrap(), text);
         }
@@ -368,16 +436,17 @@ mod tests {
     #[test]
     fn the_admin_token_is_made_once_and_for_its_owner() {
         let (_temp, dir) = folder();
-        open(&dir, &DevKeys::default()).unwrap();
+        let opened = open(&dir, &DevKeys::default()).unwrap();
         let token = dir.read(ADMIN_TOKEN_FILE).unwrap().unwrap();
         assert!(is_well_formed(token.trim()));
         open(&dir, &DevKeys::default()).unwrap();
         assert_eq!(dir.read(ADMIN_TOKEN_FILE).unwrap().unwrap(), token);
-        for name in [ADMIN_TOKEN_FILE, APPS_FILE] {
+        for name in [ADMIN_TOKEN_FILE, REGISTRY_FILE] {
             assert_eq!(
                 dir.file(name).metadata().unwrap().permissions().mode() & 0o777,
                 0o600
             );
         }
+        drop(opened);
     }
 }

@@ -1,21 +1,22 @@
 //! What one shard's thread does from its start to its end.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
-use shardwire_proto::auth::key::KeyRing;
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::config::Config;
 use crate::conn::head::read_head_by;
-use crate::http::{AdminSettings, HttpSettings, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
@@ -25,7 +26,9 @@ use crate::sys;
 pub(super) struct Plan {
     pub(super) id: ShardId,
     pub(super) placement: Placement,
-    pub(super) keys: Arc<KeyRing>,
+    pub(super) registry: RegistryHandle,
+    /// Apps and credentials as they change.
+    pub(super) snapshots: Inbox<Arc<Registry>>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -34,6 +37,7 @@ pub(super) struct Plan {
     pub(super) listener: Socket,
     /// The admin listener, on the first shard.
     pub(super) admin: Option<Socket>,
+    pub(super) admin_start: AdminStart,
     pub(super) store: StoreHandle,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
@@ -49,8 +53,8 @@ pub(super) struct Plan {
 /// Orders of the main thread.
 pub(super) enum Control {
     Reconfigure {
-        keys: Arc<KeyRing>,
         options: Arc<Options>,
+        config: Arc<Config>,
     },
     /// Accept no more and end connections, so many a second.
     Drain {
@@ -73,13 +77,14 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        registry: Some(plan.registry.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
     let config = ShardConfig {
         id: plan.id,
         placement: plan.placement,
-        keys: plan.keys,
+        registry: plan.registry.snapshot(),
         options: plan.options,
         seed: plan.seed,
     };
@@ -96,13 +101,13 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
-    glommio::spawn_local(tick(server.clone())).detach();
+    glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
+    glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
     let accepting =
         glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
-    let admin = Rc::new(AdminSettings {
-        shards,
-        stage: Cell::new(Stage::Serving),
-    });
+    let started_ms = server.now().unix_ms;
+    let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
+    let admin = Rc::new(admin);
     if let Some(listener) = plan.admin {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
@@ -112,8 +117,10 @@ pub(super) async fn run(plan: Plan) {
     let mut accepting = Some(accepting);
     loop {
         match plan.orders.recv().await {
-            Control::Reconfigure { keys, options } => {
-                server.with(|shard, _| shard.reconfigure(keys, (*options).clone()));
+            Control::Reconfigure { options, config } => {
+                *admin.config.borrow_mut() = config;
+                server.with(|shard, now| shard.set_options((*options).clone(), now));
+                sweep(&server).await;
             }
             Control::Drain { rate, deadline } => {
                 server.with(|shard, _| shard.start_drain());
@@ -135,6 +142,9 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
         let (server, settings) = (server.clone(), settings.clone());
         match listener.accept().await {
             Ok(mut stream) => glommio::spawn_local(async move {
+                let Some(_place) = settings.occupy() else {
+                    return;
+                };
                 let deadline = server.settings.handshake_deadline;
                 if let Some(head) = read_head_by(&server, &mut stream, deadline).await {
                     serve_admin(stream, head, server, settings).await;
@@ -150,10 +160,30 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
     }
 }
 
-async fn tick(server: Server) {
+async fn tick(server: Server, registry: RegistryHandle) {
     loop {
         glommio::timer::sleep(Duration::from_secs(1)).await;
-        server.with(|shard, now| shard.tick(now));
+        let uses = server.with(|shard, now| {
+            shard.tick(now);
+            shard.take_key_uses()
+        });
+        registry.note_uses(uses);
+        sweep(&server).await;
+    }
+}
+
+async fn hear_registry(server: Server, snapshots: Inbox<Arc<Registry>>) {
+    loop {
+        let snapshot = snapshots.recv().await;
+        server.with(|shard, now| shard.set_registry(snapshot, now));
+        sweep(&server).await;
+    }
+}
+
+/// Applies a change to all whom it concerns, a turn at a time. Tasks that do so at once share the work.
+async fn sweep(server: &Server) {
+    while server.with(|shard, now| shard.sweep(now)) {
+        glommio::executor().yield_now().await;
     }
 }
 

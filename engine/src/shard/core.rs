@@ -10,20 +10,12 @@ use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
 use shardwire_proto::record::{StoreError, StoreReply};
+pub use shardwire_proto::shard::Handshake;
 use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
 use crate::store::StoreHandle;
-
-/// A request head's part in deciding on a handshake.
-#[derive(Debug, Clone, Copy)]
-pub struct Handshake<'a> {
-    pub target: &'a str,
-    /// Content of `Authorization: Bearer`.
-    pub bearer: Option<&'a str>,
-    pub origin: Option<&'a str>,
-}
 
 /// The state behind the sockets of one shard. The engine's is [`Shard`]; see there for the calling
 /// contract, which is this trait's too.
@@ -34,9 +26,10 @@ pub trait Core: Sized + 'static {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError>;
     /// Makes a connection whose first bytes are `accept`, the handshake's answer.
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId;
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId;
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now);
     fn close(&mut self, conn: ConnId, cause: CloseCause, now: Now);
     fn is_open(&self, conn: ConnId) -> bool;
@@ -62,6 +55,8 @@ pub trait Core: Sized + 'static {
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
     fn note_io(&mut self, io: IoCounts);
+    /// Takes note of the CPU time of the thread, us.
+    fn note_cpu(&mut self, _us: u64) {}
 
     /// Serves a connection that began with a request other than an upgrade; `head` is what was
     /// read of it.
@@ -88,18 +83,13 @@ impl Core for Shard {
         &mut self,
         handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Self::Grant, ProtocolError> {
-        Shard::authorize(
-            self,
-            handshake.target,
-            handshake.bearer,
-            handshake.origin,
-            random,
-        )
+        Shard::authorize(self, handshake, random, now)
     }
 
-    fn open(&mut self, grant: Self::Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
-        Shard::open(self, grant, accept, random, now)
+    fn open(&mut self, grant: Self::Grant, accept: &[u8], now: Now) -> ConnId {
+        Shard::open(self, grant, accept, now)
     }
 
     fn handle_event(&mut self, conn: ConnId, event: Event<'_>, now: Now) {
@@ -216,6 +206,10 @@ impl Core for Shard {
         counters.bytes_sent += io.bytes_sent;
         counters.sends_blocked += io.sends_blocked;
         counters.heads_failed += io.heads_failed;
+    }
+
+    fn note_cpu(&mut self, us: u64) {
+        self.counters_mut().cpu_us = us;
     }
 
     fn serve_http(

@@ -14,6 +14,7 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::msg::ShardMsg;
 
 use super::{Core, ShardRuntime};
+use crate::sys;
 
 /// One turn's messages for one peer, in order.
 pub type Batch = Vec<ShardMsg>;
@@ -63,6 +64,9 @@ impl<C: Core> ShardRuntime<C> {
         for msg in batch {
             let due = {
                 let mut core = self.core.borrow_mut();
+                if matches!(msg, ShardMsg::Ask { .. }) {
+                    core.note_cpu(sys::thread_cpu_us());
+                }
                 core.handle_shard_msg(from, msg, now);
                 core.flush_due()
             };

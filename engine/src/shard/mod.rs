@@ -33,6 +33,7 @@ use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
 use crate::http::HttpSettings;
+use crate::registry::RegistryHandle;
 use crate::store::StoreHandle;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
@@ -54,6 +55,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
+    /// Who changes apps and credentials; none where nobody does.
+    pub registry: Option<RegistryHandle>,
 }
 
 pub struct ShardRuntime<C> {

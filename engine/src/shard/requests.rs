@@ -8,14 +8,15 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use futures_lite::future;
-use shardwire_proto::auth::key::KeyRecord;
+use shardwire_proto::auth::Caller;
 use shardwire_proto::error::ErrorCode;
 use shardwire_proto::ids::{RequestId, ShardId};
 use shardwire_proto::msg::{Answer, Published, Query};
 use shardwire_proto::record::{Page, Record};
 use shardwire_proto::shard::{PublishItem, Shard};
 
-use super::ShardRuntime;
+use super::{Core, ShardRuntime};
+use crate::sys;
 
 /// A publish over HTTP is answered by then; what a stuck shard has not confirmed is reported as
 /// unavailable (and may yet be delivered: retry with the same id).
@@ -137,13 +138,13 @@ impl ShardRuntime<Shard> {
     /// Publishes for an HTTP request: results in the items' order.
     pub async fn publish(
         &self,
-        key: &KeyRecord,
+        caller: &Caller,
         items: &[PublishItem<'_>],
     ) -> Vec<Result<Published, ErrorCode>> {
         let request = self.requests.begin(items.len(), 0);
         self.with(|shard, now| {
             for (index, item) in (0u32..).zip(items) {
-                shard.publish_request(key, request, index, item, now);
+                shard.publish_request(caller, request, index, item, now);
             }
         });
         let results = self
@@ -184,7 +185,10 @@ impl ShardRuntime<Shard> {
     pub async fn ask(&self, app: &str, query: Query) -> Vec<(ShardId, Answer)> {
         let shards = self.lanes.borrow().len().max(1);
         let request = self.requests.begin(0, shards);
-        self.with(|shard, now| shard.ask(app, request, query, now));
+        self.with(|shard, now| {
+            shard.note_cpu(sys::thread_cpu_us());
+            shard.ask(app, request, query, now)
+        });
         self.requests
             .wait(request, ASK_DEADLINE)
             .await

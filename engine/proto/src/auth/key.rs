@@ -123,6 +123,7 @@ impl<'de> Deserialize<'de> for KeyHash {
 
 /// What is stored about a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct KeyRecord {
     /// Names the key without revealing it.
     pub id: String,
@@ -139,6 +140,43 @@ pub struct KeyRecord {
     /// Refused with [`ErrorCode::Disabled`] while true.
     #[serde(default)]
     pub disabled: bool,
+    /// For people.
+    #[serde(default)]
+    pub name: String,
+    /// Unix time, ms; 0: before it was noted.
+    #[serde(default)]
+    pub created_ms: u64,
+    /// Unix time in ms from which on it is refused like a disabled one, if ever: the end of a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+}
+
+/// A key as it is listed: by its first characters, without its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KeyInfo {
+    /// As in [`KeyRecord`], and so are the others.
+    pub id: String,
+    /// The app.
+    pub app: String,
+    /// For people.
+    pub name: String,
+    /// Who it is for.
+    pub kind: KeyKind,
+    /// The key's first characters.
+    pub prefix: String,
+    /// What it grants.
+    pub capabilities: Capabilities,
+    /// Whether it is disabled.
+    pub disabled: bool,
+    /// Unix time, ms.
+    pub created_ms: u64,
+    /// Unix time, ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// Unix time in ms of its last use, to about a minute; absent: unused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_used_ms: Option<u64>,
 }
 
 impl KeyRecord {
@@ -165,7 +203,50 @@ impl KeyRecord {
             prefix,
             capabilities: grants,
             disabled: false,
+            name: String::new(),
+            created_ms: 0,
+            expires_ms: None,
         })
+    }
+
+    /// The record of a server key that does not exist: every right in the app, and a hash that no key has.
+    #[must_use]
+    pub fn of_nobody(id: &str, app: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            app: app.to_owned(),
+            kind: KeyKind::Server,
+            hash: KeyHash([0; 32]),
+            prefix: String::new(),
+            capabilities: default_capabilities(KeyKind::Server),
+            disabled: false,
+            name: String::new(),
+            created_ms: 0,
+            expires_ms: None,
+        }
+    }
+
+    /// What may be shown of it.
+    #[must_use]
+    pub fn info(&self, last_used_ms: Option<u64>) -> KeyInfo {
+        KeyInfo {
+            id: self.id.clone(),
+            app: self.app.clone(),
+            name: self.name.clone(),
+            kind: self.kind,
+            prefix: self.prefix.clone(),
+            capabilities: self.capabilities.clone(),
+            disabled: self.disabled,
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+            last_used_ms,
+        }
+    }
+
+    /// Whether it may be used at `now_ms`.
+    #[must_use]
+    pub fn is_valid(&self, now_ms: u64) -> bool {
+        !self.disabled && self.expires_ms.is_none_or(|end| now_ms < end)
     }
 
     /// Whether the key grants every operation of `ops` on `channel`.
@@ -190,11 +271,31 @@ impl KeyRing {
         }
     }
 
+    /// Adds or replaces a key.
+    pub(super) fn insert(&mut self, record: Arc<KeyRecord>) {
+        self.by_hash.insert(record.hash, record);
+    }
+
+    /// Takes a key out.
+    pub(super) fn remove(&mut self, hash: &KeyHash) {
+        self.by_hash.remove(hash);
+    }
+
+    /// The key of this hash, valid or not.
+    pub(super) fn of_hash(&self, hash: &KeyHash) -> Option<&Arc<KeyRecord>> {
+        self.by_hash.get(hash)
+    }
+
+    /// Whether a key has this hash.
+    pub(super) fn contains(&self, hash: &KeyHash) -> bool {
+        self.by_hash.contains_key(hash)
+    }
+
     /// Finds the record of a presented key.
     ///
     /// # Errors
-    /// [`ErrorCode::UnknownKey`], or [`ErrorCode::Disabled`] for a known key that is disabled.
-    pub fn authenticate(&self, presented: &str) -> Result<&Arc<KeyRecord>, ErrorCode> {
+    /// [`ErrorCode::UnknownKey`], or [`ErrorCode::Disabled`] for a known key that is disabled or over at `now_ms`.
+    pub fn authenticate(&self, presented: &str, now_ms: u64) -> Result<&Arc<KeyRecord>, ErrorCode> {
         if !is_well_formed(presented) {
             return Err(ErrorCode::UnknownKey);
         }
@@ -203,10 +304,10 @@ impl KeyRing {
             .by_hash
             .get(&KeyHash::of(presented))
             .ok_or(ErrorCode::UnknownKey)?;
-        if record.disabled {
-            Err(ErrorCode::Disabled)
-        } else {
+        if record.is_valid(now_ms) {
             Ok(record)
+        } else {
+            Err(ErrorCode::Disabled)
         }
     }
 
@@ -290,7 +391,10 @@ mod tests {
             record("one", "ck_aaaaaaaaaaaaaaaa"),
             record("two", "ck_bbbbbbbbbbbbbbbb"),
         ]);
-        assert_eq!(ring.authenticate("ck_bbbbbbbbbbbbbbbb").unwrap().id, "two");
+        assert_eq!(
+            ring.authenticate("ck_bbbbbbbbbbbbbbbb", 0).unwrap().id,
+            "two"
+        );
         for wrong in [
             "",
             "ck_aaaaaaaaaaaaaaab",
@@ -298,7 +402,7 @@ mod tests {
             "ck_aaaaaaaaaaaaaaa\u{e9}",
         ] {
             assert_eq!(
-                ring.authenticate(wrong).unwrap_err(),
+                ring.authenticate(wrong, 0).unwrap_err(),
                 ErrorCode::UnknownKey,
                 "{wrong}"
             );
@@ -312,7 +416,7 @@ mod tests {
             ..record("one", "ck_aaaaaaaaaaaaaaaa")
         }]);
         assert_eq!(
-            ring.authenticate("ck_aaaaaaaaaaaaaaaa").unwrap_err(),
+            ring.authenticate("ck_aaaaaaaaaaaaaaaa", 0).unwrap_err(),
             ErrorCode::Disabled
         );
     }

@@ -1,15 +1,105 @@
-//! Who may do what: API keys and capabilities per channel.
+//! Who may do what: apps, API keys, tokens, capabilities per channel, and revocations.
 //!
-//! Holds no secrets beyond hashes, makes no random numbers and looks nothing up outside what it is given. Where keys
-//! are stored, and which credential a request presents, is decided elsewhere.
+//! Holds no secrets beyond hashes and the signing keys' own, makes no random numbers and looks nothing up outside what
+//! it is given. Where all of it is stored is decided elsewhere.
 //!
 //! Invariants: what is not granted is refused; an unreadable grant is an error, never a smaller or larger grant.
 
+pub mod app;
 pub mod capability;
+pub mod change;
+pub mod edit;
+pub mod jwt;
 pub mod key;
 mod ops;
+pub mod registry;
+pub mod revocation;
+pub mod signing;
 
+use std::sync::Arc;
+
+use self::app::App;
+use self::capability::{Capabilities, Ops};
+use self::jwt::Claims;
+use self::key::{KeyKind, KeyRecord};
+use self::revocation::Revocation;
+use self::signing::SigningKey;
 use crate::limits::CLIENT_ID_BYTES_MAX;
+
+/// What somebody has come with. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// An API key.
+    Key(Arc<KeyRecord>),
+    /// A token.
+    Token {
+        /// What it was verified with.
+        key: Arc<SigningKey>,
+        /// What it says.
+        claims: Arc<Claims>,
+    },
+}
+
+impl Credential {
+    /// Whether it is a server key: of a back end, which has no rate limit of its own.
+    #[must_use]
+    pub fn is_server_key(&self) -> bool {
+        matches!(self, Self::Key(key) if key.kind == KeyKind::Server)
+    }
+
+    /// When it ends by itself while in use: a token's `exp`, Unix ms.
+    #[must_use]
+    pub fn expires_ms(&self) -> Option<u64> {
+        match self {
+            Self::Key(_) => None,
+            Self::Token { claims, .. } => Some(claims.expires_ms),
+        }
+    }
+
+    /// The client id that a token vouches for.
+    #[must_use]
+    pub fn client_id(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Key(_) => None,
+            Self::Token { claims, .. } => claims.client_id.as_ref(),
+        }
+    }
+}
+
+/// The revocations of channel patterns that concern somebody; usually none.
+pub type Denied = Option<Box<[Arc<Revocation>]>>;
+
+/// Somebody whose credentials have been found good.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The app.
+    pub app: Arc<App>,
+    /// What it has come with.
+    pub credential: Credential,
+    /// What that grants: of a token what its key grants as well.
+    pub capabilities: Capabilities,
+    /// What has been taken back of it.
+    pub denied: Denied,
+}
+
+impl Caller {
+    /// Whether every operation of `ops` is granted on `channel`.
+    #[must_use]
+    pub fn permits(&self, channel: &str, ops: Ops) -> bool {
+        permits(&self.capabilities, &self.denied, channel, ops)
+    }
+}
+
+/// Whether every operation of `ops` is granted on `channel` and not taken back. Does not allocate.
+pub(crate) fn permits(
+    capabilities: &Capabilities,
+    denied: &Denied,
+    channel: &str,
+    ops: Ops,
+) -> bool {
+    let covers = |r: &Arc<Revocation>| r.covers(channel);
+    capabilities.permits(channel, ops) && !denied.iter().flatten().any(covers)
+}
 
 /// Whether `id` may be a client id (contract D8): 1 to 128 bytes, no control characters.
 #[must_use]

@@ -411,6 +411,19 @@ impl HomeChannels {
         }
     }
 
+    /// Gives the channels in these slots the settings that count for them. False when there are none behind.
+    pub fn resettle(
+        &mut self,
+        slots: std::ops::Range<u32>,
+        settings: impl Fn(&str, &str) -> Settings,
+    ) -> bool {
+        let (from, count) = (slots.start as usize, slots.len());
+        for channel in self.entries.iter_mut().skip(from).take(count).flatten() {
+            channel.settings = settings(&channel.key.app, &channel.key.name);
+        }
+        slots.end as usize <= self.entries.len()
+    }
+
     /// Drops ids whose window is over and messages that are too old for a ring.
     pub fn expire(&mut self, now: Now) {
         self.dedup.expire(now.mono_ms(), EXPIRE_PER_TICK);

@@ -117,6 +117,41 @@ pub struct RateWindow {
 
 const _: () = assert!(size_of::<RateWindow>() <= 24, "one per connection");
 
+/// A limit that may be switched off: in a file `false`.
+pub(crate) mod or_off {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::RateLimit;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Limit(RateLimit),
+        Switch(bool),
+    }
+
+    pub(crate) fn serialize<S: Serializer>(
+        limit: &Option<RateLimit>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        limit
+            .map_or(Form::Switch(false), Form::Limit)
+            .serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<RateLimit>, D::Error> {
+        match Form::deserialize(deserializer) {
+            Ok(Form::Limit(limit)) => Ok(Some(limit)),
+            Ok(Form::Switch(false)) => Ok(None),
+            Ok(Form::Switch(true)) | Err(_) => Err(serde::de::Error::custom(
+                "expected { per_window, window_ms, burst }, or false",
+            )),
+        }
+    }
+}
+
 impl RateWindow {
     /// Counts one and returns true if the limit admits it at `now_ms`; otherwise counts a refusal.
     pub fn try_acquire(&mut self, now_ms: u64, limit: &RateLimit) -> bool {

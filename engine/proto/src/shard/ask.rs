@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::lookup::Deferred;
 use super::{Output, Shard, Stats};
-use crate::error::{AdminClose, CloseCause, ErrorCode};
-use crate::ids::{ConnId, Now, RequestId, ShardId};
-use crate::msg::{Answer, Query, ShardMsg};
-use crate::session::ConnState;
-use crate::wire::wsocket::write_unsubscribed;
+use crate::auth::Credential;
+use crate::error::{AdminClose, CloseCause};
+use crate::ids::{ConnId, ConnName, Now, RequestId, ShardId};
+use crate::msg::{Answer, ConnInfo, Query, ShardMsg};
+use crate::session::{Conn, ConnState};
 
 impl Shard {
     /// Asks every shard; each one's answer comes as [`Output::Answer`]. Returns how many will come.
@@ -48,7 +48,7 @@ impl Shard {
         };
         let hash = self.placement.hash(app, name);
         let is_home = self.placement.home(hash) == self.id;
-        if is_home && self.options.namespaces.of(name).persist {
+        if is_home && self.apps.settings(app, name).persist {
             let slot = self.enter_home(app, name, hash, now);
             if self.home.log(slot).is_none() {
                 let work = Deferred::Describe { shard, request };
@@ -95,6 +95,15 @@ impl Shard {
             } => Answer::Count(self.disconnect_client(app, client_id, *code, reason, now)),
             Query::Unsubscribe { client_id, channel } => {
                 Answer::Count(self.unsubscribe_client(app, client_id, channel, now))
+            }
+            Query::Connections {
+                client_id,
+                after,
+                limit,
+            } => Answer::Connections(self.list_conns(app, client_id.as_deref(), *after, *limit)),
+            Query::Connection { name } => Answer::Connection(self.describe_conn(app, *name)),
+            Query::End { name, code, reason } => {
+                Answer::Count(self.end_conn(app, *name, *code, reason, now))
             }
             Query::Stats => Answer::Stats(Box::new(self.stats())),
         }
@@ -155,6 +164,87 @@ impl Shard {
         }
     }
 
+    fn list_conns(
+        &self,
+        app: &Arc<str>,
+        client_id: Option<&str>,
+        after: Option<ConnName>,
+        limit: usize,
+    ) -> Vec<ConnInfo> {
+        let open = self.conns.iter().filter(|(id, c)| {
+            let name = self.name_of(*id);
+            let grant = &c.session.grant;
+            c.state == ConnState::Open
+                && is_of(&grant.app, app)
+                && client_id.is_none_or(|wanted| *grant.client_id == *wanted)
+                && after.is_none_or(|after| name.place() > after.place())
+        });
+        open.take(limit)
+            .map(|(id, c)| self.conn_info(id, c))
+            .collect()
+    }
+
+    fn describe_conn(&self, app: &Arc<str>, name: ConnName) -> Option<Box<ConnInfo>> {
+        let conn = self.conn_named(app, name)?;
+        let mut info = self.conn_info(name.conn, conn);
+        let channels = conn.subscriptions.iter();
+        let names =
+            channels.filter_map(|s| self.local.get(s.channel).map(|c| (&*c.key.name).into()));
+        info.channels = Some(names.collect());
+        Some(Box::new(info))
+    }
+
+    fn end_conn(
+        &mut self,
+        app: &Arc<str>,
+        name: ConnName,
+        code: u16,
+        reason: &str,
+        now: Now,
+    ) -> usize {
+        if self.conn_named(app, name).is_none() {
+            return 0;
+        }
+        self.close(name.conn, admin_cause(code, reason), now);
+        1
+    }
+
+    fn conn_named(&self, app: &Arc<str>, name: ConnName) -> Option<&Conn> {
+        let conn = self
+            .conns
+            .get(name.conn)
+            .filter(|_| name.shard == self.id)?;
+        (conn.state == ConnState::Open && is_of(&conn.session.grant.app, app)).then_some(conn)
+    }
+
+    /// What a connection of this shard is called outside of it.
+    pub(super) fn name_of(&self, conn: ConnId) -> ConnName {
+        ConnName {
+            shard: self.id,
+            conn,
+        }
+    }
+
+    fn conn_info(&self, id: ConnId, conn: &Conn) -> ConnInfo {
+        let session = &conn.session;
+        let (key_id, kid) = match &session.grant.credential {
+            Credential::Key(key) => (Some(key.id.as_str().into()), None),
+            Credential::Token { key, .. } => (None, Some(key.kid.as_str().into())),
+        };
+        ConnInfo {
+            id: self.name_of(id),
+            app: (&*session.grant.app).into(),
+            client_id: (&*session.grant.client_id).into(),
+            key_id,
+            kid,
+            connected_ms: session.opened_ms,
+            remote: session.grant.remote,
+            subscriptions: conn.subscriptions.len(),
+            outbox_bytes: conn.outbox.bytes(),
+            channels: None,
+        }
+    }
+
     fn disconnect_client(
         &mut self,
         app: &Arc<str>,
@@ -163,8 +253,7 @@ impl Shard {
         reason: &str,
         now: Now,
     ) -> usize {
-        let cause = AdminClose::new(code, reason)
-            .map_or(CloseCause::EndedByAdmin, |c| CloseCause::Admin(Box::new(c)));
+        let cause = admin_cause(code, reason);
         let conns = self.conns_of(app, client_id);
         for conn in &conns {
             self.close(*conn, cause.clone(), now);
@@ -182,16 +271,8 @@ impl Shard {
     ) -> usize {
         let mut count = 0;
         for conn in self.conns_of(app, client_id) {
-            if self.unsubscribe(conn, channel, now) {
+            if self.force_unsubscribe(conn, channel, now) {
                 count += 1;
-                self.reply(conn, now, |out| write_unsubscribed(out, channel));
-                self.error(
-                    conn,
-                    &ErrorCode::NotPermitted.into(),
-                    Some(channel),
-                    None,
-                    now,
-                );
             }
         }
         count
@@ -208,4 +289,15 @@ impl Shard {
             .map(|(id, _)| id)
             .collect()
     }
+}
+
+/// Whether an operator's question about `asked` concerns connections of `app`.
+fn is_of(app: &str, asked: &str) -> bool {
+    asked.is_empty() || app == asked
+}
+
+/// The cause a caller has chosen; where it may not be chosen, an administrator's.
+fn admin_cause(code: u16, reason: &str) -> CloseCause {
+    AdminClose::new(code, reason)
+        .map_or(CloseCause::EndedByAdmin, |c| CloseCause::Admin(Box::new(c)))
 }

@@ -1,5 +1,6 @@
 //! A connection's life: handshake, messages, end.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -7,13 +8,24 @@ use data_encoding::BASE64URL_NOPAD;
 
 use super::{Output, PublishItem, Shard};
 use crate::auth::is_valid_client_id;
-use crate::auth::key::KeyRecord;
+use crate::auth::registry::Presented;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now};
 use crate::session::{ConnState, Grant, Session};
 use crate::url::{Query, Target};
 use crate::wire::wsocket::{Request, parse_request, write_connected, write_error, write_pong};
 use crate::ws::frame::{OpCode, write_close, write_close_reply, write_frame};
+
+/// A request head's part in deciding on a handshake.
+#[derive(Clone, Copy, Default)]
+pub struct Handshake<'a> {
+    pub target: &'a str,
+    /// Content of `Authorization: Bearer`.
+    pub bearer: Option<&'a str>,
+    pub origin: Option<&'a str>,
+    /// Where it comes from; none: wrong credentials are not counted.
+    pub remote: Option<IpAddr>,
+}
 
 impl Shard {
     /// Decides on a WebSocket handshake (contract D1 to D8). `random` is 16 bytes from the system,
@@ -22,14 +34,11 @@ impl Shard {
     /// Errors are answered with their HTTP status (contract D5), before anything is upgraded.
     pub fn authorize(
         &mut self,
-        target: &str,
-        bearer: Option<&str>,
-        origin: Option<&str>,
+        handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Grant, ProtocolError> {
-        let granted = self
-            .check_origin(origin)
-            .and_then(|()| self.try_authorize(target, bearer, random));
+        let granted = self.try_authorize(handshake, random, now);
         if let Err(error) = &granted {
             self.counters.refused += 1;
             self.counters.count_error(error.code);
@@ -39,9 +48,9 @@ impl Shard {
 
     fn try_authorize(
         &mut self,
-        target: &str,
-        bearer: Option<&str>,
+        handshake: Handshake<'_>,
         random: [u8; 16],
+        now: Now,
     ) -> Result<Grant, ProtocolError> {
         if self.draining {
             return Err(ProtocolError::with_text(
@@ -49,7 +58,7 @@ impl Shard {
                 "server is draining",
             ));
         }
-        let Target { path, query } = crate::url::parse_target(target);
+        let Target { path, query } = crate::url::parse_target(handshake.target);
         if path != "/" && path != "/ws" {
             return Err(ProtocolError::with_text(
                 ErrorCode::NotFound,
@@ -57,33 +66,64 @@ impl Shard {
             ));
         }
         let query = Query::parse(query)?;
-        let key = self.authenticate(query.key.as_deref(), query.token.as_deref(), bearer)?;
-        let (client_id, named) = match query.client_id {
-            Some(id) if self.options.self_asserted_ids => {
-                if !is_valid_client_id(&id) {
-                    return Err(ProtocolError::with_text(
-                        ErrorCode::BadRequest,
-                        "`clientId` must be 1 to 128 bytes without control characters",
-                    ));
-                }
-                (id.into(), true)
-            }
-            _ => (anonymous_id(random), false),
+        let presented = Presented {
+            key: query.key.as_deref(),
+            token: query.token.as_deref(),
+            bearer: handshake.bearer,
         };
+        let caller = self.authenticate(presented, handshake.remote, now)?;
+        let app_index = self.app_index(&caller.app.id);
+        self.check_origin(app_index, handshake.origin)?;
+        if !self.apps.has_room(app_index) {
+            let text = "the app has as many connections as it may have";
+            return Err(ProtocolError::with_text(ErrorCode::ConnectionLimit, text));
+        }
+        let (client_id, named) = match caller.credential.client_id() {
+            Some(id) => (id.clone(), true),
+            None => self.claimed_id(app_index, query.client_id.as_deref(), random)?,
+        };
+        // A name that the client has given itself may be one that was revoked.
+        let (app, credential) = (&caller.app.id, &caller.credential);
+        let renewed = self
+            .registry
+            .renew(app, credential, &client_id, now.unix_ms)?;
         Ok(Grant {
-            app: self.intern(&key.app),
-            capabilities: key.capabilities.clone(),
-            key,
+            app: self.intern(&caller.app.id),
+            app_index,
+            credential: caller.credential,
+            capabilities: caller.capabilities,
+            denied: renewed.denied,
             client_id,
             named,
             echo: query.echo,
             shape: query.shape,
+            remote: handshake.remote,
         })
     }
 
+    /// The id of a client whose credentials say none: its own, where the app allows that, else one of nobody else.
+    fn claimed_id(
+        &self,
+        app_index: u32,
+        claimed: Option<&str>,
+        random: [u8; 16],
+    ) -> Result<(Arc<str>, bool), ProtocolError> {
+        let policy = self.apps.policy(app_index);
+        let allowed = policy.is_some_and(|policy| policy.self_asserted_ids);
+        match claimed.filter(|_| allowed) {
+            Some(id) if is_valid_client_id(id) => Ok((id.into(), true)),
+            Some(_) => Err(ProtocolError::with_text(
+                ErrorCode::BadRequest,
+                "`clientId` must be 1 to 128 bytes without control characters",
+            )),
+            None => Ok((anonymous_id(random), false)),
+        }
+    }
+
     /// Contract D29: only browsers send an origin, so its absence says nothing.
-    fn check_origin(&self, origin: Option<&str>) -> Result<(), ProtocolError> {
-        let allowed = &self.options.allowed_origins;
+    fn check_origin(&self, app_index: u32, origin: Option<&str>) -> Result<(), ProtocolError> {
+        let policy = self.apps.policy(app_index);
+        let allowed = policy.map_or(&[][..], |policy| &policy.allowed_origins);
         match origin {
             Some(origin) if !allowed.is_empty() && !allowed.iter().any(|a| a == origin) => Err(
                 ProtocolError::with_text(ErrorCode::NotPermitted, "origin not allowed"),
@@ -92,30 +132,17 @@ impl Shard {
         }
     }
 
-    /// The key behind a request's credentials: query first, then `Authorization: Bearer`.
-    pub fn authenticate(
-        &self,
-        key: Option<&str>,
-        token: Option<&str>,
-        bearer: Option<&str>,
-    ) -> Result<Arc<KeyRecord>, ProtocolError> {
-        if token.is_some() {
-            return Err(ErrorCode::BadToken.into());
-        }
-        let presented = key.or(bearer).ok_or(ErrorCode::NoCredentials)?;
-        Ok(self.keys.authenticate(presented)?.clone())
-    }
-
     /// Makes a connection of a grant and greets it: its first bytes are `accept`, the handshake's
-    /// answer, so that both leave in one send. `random` names it.
-    pub fn open(&mut self, grant: Grant, accept: &[u8], random: [u8; 16], now: Now) -> ConnId {
-        let hello = self
-            .options
-            .hello
-            .then(|| (BASE64URL_NOPAD.encode(&random), grant.client_id.clone()));
+    /// answer, so that both leave in one send.
+    pub fn open(&mut self, grant: Grant, accept: &[u8], now: Now) -> ConnId {
+        let (app_index, ends_ms) = (grant.app_index, grant.credential.expires_ms());
+        let policy = self.apps.policy(app_index);
+        let hello = policy.is_some_and(|policy| policy.hello);
+        let hello = hello.then(|| grant.client_id.clone());
         let conn = self.conns.insert(
             Session {
                 grant,
+                opened_ms: now.unix_ms,
                 rate: Default::default(),
                 malformed: 0,
                 malformed_since_ms: now.mono_ms(),
@@ -128,9 +155,13 @@ impl Shard {
             now.mono_s(),
         );
         self.counters.opened += 1;
-        self.wheel.schedule(conn, now.mono_s() + self.heartbeat_s());
+        self.apps.count_opened(app_index);
+        let due = now.mono_s() + self.heartbeat_s();
+        let due = due.min(self.expiry_due_s(ends_ms, now).unwrap_or(due));
+        self.wheel.schedule(conn, due);
         self.queue(conn, Rc::from(accept), now);
-        if let Some((id, client_id)) = hello {
+        if let Some(client_id) = hello {
+            let id = self.name_of(conn).to_string();
             self.reply(conn, now, |out| {
                 write_connected(out, &id, &client_id, now.unix_ms);
             });
@@ -247,6 +278,9 @@ impl Shard {
         if self.conns.open_mut(conn).is_some() {
             self.counters.count_close(&CloseCause::PeerGone);
             self.leave_all(conn, now);
+        }
+        if let Some(c) = self.conns.get(conn) {
+            self.apps.count_released(c.session.grant.app_index);
         }
         self.conns.remove(conn);
     }

@@ -43,6 +43,8 @@ pub struct Counters {
     pub sends: u64,
     /// Sends that the kernel could not take whole.
     pub sends_blocked: u64,
+    /// CPU time of the shard's thread, us, as of the last question for these numbers.
+    pub cpu_us: u64,
     /// From acceptance at the home shard until a shard has flushed its subscribers.
     pub delivery: Histogram,
     /// Length of a flush.

@@ -47,11 +47,11 @@ impl Shard {
         request: PageRequest,
     ) -> Result<(), ErrorCode> {
         channel_name::validate(channel, self.options.utf8_channel_names)?;
-        let settings = self.options.namespaces.of(channel);
         let Some(c) = self.conns.open_mut(conn) else {
             return Ok(());
         };
         let session = &mut c.session;
+        let settings = self.apps.settings(&session.grant.app, channel);
         if !session.grant.permits(channel, Ops::HISTORY) {
             return Err(ErrorCode::NotPermitted);
         }

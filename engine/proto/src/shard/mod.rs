@@ -15,6 +15,8 @@
 //! - one channel's messages reach one connection in sequence order: they leave the home shard in
 //!   order, lanes keep order, outboxes keep order.
 
+mod access;
+mod apps;
 mod ask;
 mod conn;
 mod counters;
@@ -30,16 +32,20 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use access::KeyUse;
+pub use conn::Handshake;
 pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
 pub use publish::PublishItem;
 
-use crate::auth::key::KeyRing;
+use crate::auth::jwt::TokenRules;
+use crate::auth::registry::Registry;
 use crate::channel::home::HomeChannels;
 use crate::channel::local::LocalChannels;
 use crate::channel::ring::RingBudget;
 use crate::dedup::DedupTable;
 use crate::error::{CloseCause, ErrorCode};
+use crate::guard::Guard;
 use crate::ids::{ConnId, Now, Placement, RequestId, ShardId};
 use crate::limits::{Limits, MESH_PENDING_BYTES_MAX, RING_AGE_MS_MAX, RING_BYTES_MAX};
 use crate::msg::{Answer, Published, ShardMsg};
@@ -49,6 +55,8 @@ use crate::record::Record;
 use crate::session::Conns;
 use crate::wheel::Wheel;
 use crate::wire::wsocket::FrameEncoder;
+use access::{KeyUses, Sweep};
+use apps::Apps;
 use publish::Delivery;
 use store::StoreState;
 
@@ -58,12 +66,12 @@ const FLUSH_DUE_FRAMES: usize = 256;
 /// The same in bytes.
 const FLUSH_DUE_BYTES: usize = 64 * 1024;
 
-/// What a shard is told at its start. All shards of a process get the same `placement` and `keys`.
+/// What a shard is told at its start. All shards of a process get the same `placement` and `registry`.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
     pub id: ShardId,
     pub placement: Placement,
-    pub keys: Arc<KeyRing>,
+    pub registry: Arc<Registry>,
     pub options: Options,
     /// Seed of this shard's own random choices; different on every shard.
     pub seed: u64,
@@ -83,6 +91,10 @@ pub struct Options {
     pub close_frames_always: bool,
     /// Origins that a handshake may come from; empty: any (contract D29).
     pub allowed_origins: Vec<String>,
+    /// How tokens are judged.
+    pub tokens: TokenRules,
+    /// Whether a connection ends when its token has expired (contract D27).
+    pub close_on_expiry: bool,
     /// What is kept of which channels.
     pub namespaces: Namespaces,
     /// How far below a resume's timestamp messages are sent again, ms: for clusters whose clocks
@@ -101,6 +113,8 @@ impl Default for Options {
             self_asserted_ids: false,
             close_frames_always: false,
             allowed_origins: Vec::new(),
+            tokens: TokenRules::default(),
+            close_on_expiry: true,
             namespaces: Namespaces::default(),
             recovery_overlap_ms: 0,
             ring_bytes_max: RING_BYTES_MAX,
@@ -156,11 +170,19 @@ pub enum Output {
 pub struct Shard {
     id: ShardId,
     placement: Placement,
-    keys: Arc<KeyRing>,
+    /// Apps and credentials.
+    registry: Arc<Registry>,
     options: Options,
     /// State of the generator behind server-made message ids.
     random: u64,
-    apps: Vec<Arc<str>>,
+    apps: Apps,
+    /// Addresses that present wrong credentials.
+    guard: Guard,
+    key_uses: KeyUses,
+    /// When the next key or revocation ends, Unix ms.
+    next_end_ms: Option<u64>,
+    /// What a change still has to be applied to.
+    sweep: Option<Sweep>,
     conns: Conns,
     local: LocalChannels,
     home: HomeChannels,
@@ -190,13 +212,19 @@ impl Shard {
         let limits = &config.options.limits;
         let dedup = DedupTable::new(limits.dedup_window_ms, limits.dedup_entries_max);
         let rings = RingBudget::new(config.options.ring_bytes_max, RING_AGE_MS_MAX);
+        let mut apps = Apps::default();
+        apps.reconfigure(&config.options, &config.registry, config.placement.shards());
         Self {
             id: config.id,
             placement: config.placement,
-            keys: config.keys,
             options: config.options,
             random: config.seed,
-            apps: Vec::new(),
+            apps,
+            guard: Guard::default(),
+            key_uses: KeyUses::default(),
+            next_end_ms: config.registry.next_end_ms(now.unix_ms),
+            sweep: None,
+            registry: config.registry,
             conns: Conns::default(),
             local: LocalChannels::default(),
             home: HomeChannels::new(dedup, rings),
@@ -401,14 +429,8 @@ impl Shard {
     }
 
     /// What is kept of a channel.
-    pub fn channel_settings(&self, channel: &str) -> Settings {
-        self.options.namespaces.of(channel)
-    }
-
-    /// Replaces what a reload may change.
-    pub fn reconfigure(&mut self, keys: Arc<KeyRing>, options: Options) {
-        self.keys = keys;
-        self.options = options;
+    pub fn channel_settings(&self, app: &str, channel: &str) -> Settings {
+        self.apps.settings(app, channel)
     }
 
     /// Queues a message for a peer's lane.
@@ -440,9 +462,9 @@ impl Shard {
 
     /// The home entry of a channel of this shard.
     fn enter_home(&mut self, app: &Arc<str>, name: &str, hash: u64, now: Now) -> u32 {
-        let namespaces = &self.options.namespaces;
+        let apps = &self.apps;
         self.home
-            .enter(app, name, hash, now, || namespaces.of(name))
+            .enter(app, name, hash, now, || apps.settings(app, name))
     }
 
     /// Whether a publish towards this shard has to be refused.
@@ -481,12 +503,13 @@ impl Shard {
     }
 
     fn intern(&mut self, app: &str) -> Arc<str> {
-        if let Some(known) = self.apps.iter().find(|a| &***a == app) {
-            return known.clone();
-        }
-        let app: Arc<str> = app.into();
-        self.apps.push(app.clone());
-        app
+        let index = self.app_index(app);
+        self.apps.name(index).cloned().unwrap_or_else(|| app.into())
+    }
+
+    fn app_index(&mut self, app: &str) -> u32 {
+        let shards = self.placement.shards();
+        self.apps.enter(app, &self.options, &self.registry, shards)
     }
 
     /// The next of this shard's random numbers (splitmix64; for ids that need no secrecy).

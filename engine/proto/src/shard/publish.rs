@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::lookup::Deferred;
 use super::{FLUSH_DUE_BYTES, FLUSH_DUE_FRAMES, Output, Shard};
-use crate::auth::capability::{Capabilities, Ops};
-use crate::auth::key::{KeyKind, KeyRecord};
+use crate::auth::capability::Ops;
+use crate::auth::{Caller, Credential};
 use crate::channel::home::{Draft, Ordered};
 use crate::channel::log::Pending;
 use crate::channel_name;
@@ -59,11 +59,12 @@ impl Shard {
             return;
         };
         let grant = &c.session.grant;
-        let (app, key, echo) = (grant.app.clone(), grant.key.clone(), grant.echo);
-        let capabilities = grant.capabilities.clone();
+        let (app, echo) = (grant.app.clone(), grant.echo);
+        let app_index = grant.app_index;
+        let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
-        let checked = self.check_publish(&capabilities, item).and_then(|()| {
-            if self.acquire_rate(conn, &key, now) {
+        let checked = self.check_publish(permitted, item).and_then(|()| {
+            if self.acquire_rate(conn, now) {
                 Ok(())
             } else {
                 Err(ErrorCode::RateExceeded)
@@ -75,7 +76,7 @@ impl Shard {
             echo,
         };
         let routed = checked
-            .and_then(|()| self.check_size(item))
+            .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| self.route(&app, item, &publisher, origin, now));
         if let Err(code) = routed {
             self.counters.publishes_refused += 1;
@@ -92,23 +93,24 @@ impl Shard {
     /// One item of an HTTP publish; its outcome comes as [`Output::Published`].
     pub fn publish_request(
         &mut self,
-        key: &KeyRecord,
+        caller: &Caller,
         request: RequestId,
         item_index: u32,
         item: &PublishItem<'_>,
         now: Now,
     ) {
-        let app = self.intern(&key.app);
+        let app = self.intern(&caller.app.id);
+        let app_index = self.app_index(&app);
         let origin = Origin::Request {
             shard: self.id,
             request,
             item: item_index,
         };
         let routed = self
-            .check_publish(&key.capabilities, item)
-            .and_then(|()| self.check_size(item))
+            .check_publish(caller.permits(&item.channel, Ops::PUBLISH), item)
+            .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| {
-                let publisher = item.client_id.as_deref().unwrap_or("server");
+                let publisher = publisher_of(caller, item)?;
                 self.route(&app, item, publisher, origin, now)
             });
         if let Err(code) = routed {
@@ -121,34 +123,33 @@ impl Shard {
         }
     }
 
-    fn check_publish(
-        &self,
-        capabilities: &Capabilities,
-        item: &PublishItem<'_>,
-    ) -> Result<(), ErrorCode> {
+    fn check_publish(&self, permitted: bool, item: &PublishItem<'_>) -> Result<(), ErrorCode> {
         channel_name::validate(&item.channel, self.options.utf8_channel_names)?;
-        if !capabilities.permits(&item.channel, Ops::PUBLISH) {
+        if !permitted {
             return Err(ErrorCode::NotPermitted);
         }
         Ok(())
     }
 
-    fn check_size(&self, item: &PublishItem<'_>) -> Result<(), ErrorCode> {
-        if item.data.len() > self.options.limits.publish_bytes_max {
+    fn check_size(&self, app_index: u32, item: &PublishItem<'_>) -> Result<(), ErrorCode> {
+        let policy = self.apps.policy(app_index);
+        if item.data.len() > policy.map_or(0, |policy| policy.publish_bytes_max) {
             return Err(ErrorCode::TooLarge);
         }
         Ok(())
     }
 
     /// Connections made with a server key have no limit of their own (contract D25).
-    fn acquire_rate(&mut self, conn: ConnId, key: &KeyRecord, now: Now) -> bool {
-        if key.kind == KeyKind::Server {
-            return true;
-        }
-        let limit = self.options.limits.publish_rate;
+    fn acquire_rate(&mut self, conn: ConnId, now: Now) -> bool {
         let Some(c) = self.conns.open_mut(conn) else {
             return true;
         };
+        let grant = &c.session.grant;
+        let policy = self.apps.policy(grant.app_index);
+        let Some(policy) = policy.filter(|_| !grant.credential.is_server_key()) else {
+            return true;
+        };
+        let limit = policy.publish_rate;
         if c.session.rate.try_acquire(now.mono_ms(), &limit) {
             return true;
         }
@@ -512,4 +513,19 @@ impl Shard {
 /// Whether a client's message id is used as it is (contract D15).
 fn is_usable_id(id: &str) -> bool {
     (1..=MESSAGE_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+/// In whose name a request publishes: a back end in that of anybody, who comes with a token in its own (contract D8).
+fn publisher_of<'a>(caller: &'a Caller, item: &'a PublishItem<'_>) -> Result<&'a str, ErrorCode> {
+    let wanted = item.client_id.as_deref();
+    match &caller.credential {
+        Credential::Key(_) => Ok(wanted.unwrap_or("server")),
+        Credential::Token { claims, .. } => {
+            let own = claims.client_id.as_deref();
+            if wanted.is_some() && wanted != own {
+                return Err(ErrorCode::NotPermitted);
+            }
+            Ok(own.unwrap_or("anonymous"))
+        }
+    }
 }

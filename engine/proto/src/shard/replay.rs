@@ -41,12 +41,12 @@ impl Shard {
         now: Now,
     ) -> Result<(), ErrorCode> {
         channel_name::validate(channel, self.options.utf8_channel_names)?;
-        let settings = self.options.namespaces.of(channel);
         let rewind_max = self.options.limits.rewind_messages_max;
         let Some(c) = self.conns.open_mut(conn) else {
             return Ok(());
         };
         let grant = &c.session.grant;
+        let settings = self.apps.settings(&grant.app, channel);
         if !grant.permits(channel, Ops::SUBSCRIBE) {
             return Err(ErrorCode::NotPermitted);
         }
@@ -272,10 +272,11 @@ impl Shard {
     }
 
     fn begin_job(&mut self, conn: ConnId, job: Job, now: Now) -> Result<(), ErrorCode> {
-        let most = self.options.limits.channels_per_conn_max;
         let Some(c) = self.conns.open_mut(conn) else {
             return Ok(());
         };
+        let policy = self.apps.policy(c.session.grant.app_index);
+        let most = policy.map_or(0, |policy| policy.channels_per_conn_max);
         let app = c.session.grant.app.clone();
         let hash = self.placement.hash(&app, &job.channel);
         let subscribed = self

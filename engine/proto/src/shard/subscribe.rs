@@ -38,7 +38,6 @@ impl Shard {
 
     fn subscribe(&mut self, conn: ConnId, channel: &str, now: Now) -> Result<(), ErrorCode> {
         channel_name::validate(channel, self.options.utf8_channel_names)?;
-        let most = self.options.limits.channels_per_conn_max;
         let Some(c) = self.conns.open_mut(conn) else {
             return Ok(());
         };
@@ -47,6 +46,8 @@ impl Shard {
             return Err(ErrorCode::NotPermitted);
         }
         let app = grant.app.clone();
+        let policy = self.apps.policy(grant.app_index);
+        let most = policy.map_or(0, |policy| policy.channels_per_conn_max);
         if let Some(catchup) = c.session.catchup.as_ref().filter(|u| u.concerns(channel)) {
             // Otherwise answered when its replay begins: one subscription, one replay (D19).
             if catchup.is_sending(channel) {

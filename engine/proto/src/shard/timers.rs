@@ -2,7 +2,7 @@
 //! forgetting channels that nobody uses.
 
 use super::Shard;
-use crate::error::CloseCause;
+use crate::error::{CloseCause, ErrorCode};
 use crate::ids::{ConnId, Now};
 use crate::wire::wsocket::write_heartbeat;
 
@@ -17,6 +17,7 @@ impl Shard {
                 self.look_at(conn, now);
             }
         }
+        self.check_ends(now);
         self.home.expire(now);
         self.load_given_up(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
@@ -31,6 +32,18 @@ impl Shard {
             return;
         };
         let now_s = now.mono_s();
+        let ends_ms = c.session.grant.credential.expires_ms();
+        if self
+            .expiry_due_s(ends_ms, now)
+            .is_some_and(|due| due <= now_s)
+        {
+            self.error(conn, &ErrorCode::TokenExpired.into(), None, None, now);
+            self.close(conn, CloseCause::TokenExpired, now);
+            return;
+        }
+        let Some(c) = self.conns.open_mut(conn) else {
+            return;
+        };
         if c.shows_life && now_s.saturating_sub(c.last_in_s) >= liveness {
             self.close(conn, CloseCause::IdleTimeout, now);
             return;
@@ -47,7 +60,16 @@ impl Shard {
         if c.shows_life {
             due = due.min(c.last_in_s + liveness);
         }
+        let due = due.min(self.expiry_due_s(ends_ms, now).unwrap_or(due));
         self.wheel.schedule(conn, due);
+    }
+
+    /// The monotonic second at which a connection ends for its token's sake (contract D27), if it does.
+    pub(super) fn expiry_due_s(&self, expires_ms: Option<u64>, now: Now) -> Option<u32> {
+        let expires_ms = expires_ms.filter(|_| self.options.close_on_expiry)?;
+        let end_ms = expires_ms.saturating_add(self.options.limits.token_expiry_grace_ms);
+        let left_s = seconds(end_ms.saturating_sub(now.unix_ms));
+        Some(now.mono_s().saturating_add(left_s))
     }
 
     pub(super) fn heartbeat_s(&self) -> u32 {

@@ -20,7 +20,9 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
+use shardwire_proto::auth::Caller;
+use shardwire_proto::auth::jwt::TokenRules;
+use shardwire_proto::auth::registry::Presented;
 use shardwire_proto::ids::RequestId;
 use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::namespace::{Namespace, Namespaces};
@@ -101,7 +103,7 @@ struct Sim {
     ephemeral: bool,
     /// Every message is stored, and none is reported to have failed that was.
     in_time: bool,
-    http_key: KeyRecord,
+    back_end: Caller,
 }
 
 fn run(seed: u64) -> Book {
@@ -164,8 +166,14 @@ impl Sim {
         let mut w = World::with(u16::try_from(shards).unwrap(), options, chaos);
         w.store.queue_max = queue_max;
         w.store.reads_max = reads_max;
-        let grants = default_capabilities(KeyKind::Server);
-        let (id, app) = ("h".to_owned(), "app".to_owned());
+        let presented = Presented {
+            key: Some(SERVER_KEY),
+            ..Presented::default()
+        };
+        let back_end = w
+            .registry
+            .authenticate(presented, &TokenRules::default(), 0);
+        let back_end = back_end.unwrap();
         Self {
             w,
             rng,
@@ -178,7 +186,7 @@ impl Sim {
             next_id: 0,
             ephemeral,
             in_time: !ephemeral && commit_lost == 0,
-            http_key: KeyRecord::new(id, app, KeyKind::Server, SERVER_KEY, grants).unwrap(),
+            back_end,
         }
     }
 
@@ -260,7 +268,7 @@ impl Sim {
         };
         let (shard, request) = self.next_request();
         let now = self.w.now();
-        self.w.shards[shard].publish_request(&self.http_key, request, 0, &item, now);
+        self.w.shards[shard].publish_request(&self.back_end, request, 0, &item, now);
         self.w.carry(shard);
     }
 

@@ -16,13 +16,16 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::Value;
+use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Capabilities;
-use shardwire_proto::auth::key::{KeyKind, KeyRecord, KeyRing, default_capabilities};
-use shardwire_proto::error::CloseCause;
+use shardwire_proto::auth::change::{Change, Changed};
+use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
+use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::error::{CloseCause, ErrorCode, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, Placement, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::record::StoreError;
-use shardwire_proto::shard::{Flush, Options, Output, Shard, ShardConfig};
+use shardwire_proto::shard::{Flush, Handshake, Options, Output, Shard, ShardConfig};
 
 use client::Client;
 use rng::Rng;
@@ -83,7 +86,7 @@ pub struct World {
     pub shards: Vec<Shard>,
     pub placement: Placement,
     pub options: Options,
-    keys: Arc<KeyRing>,
+    pub registry: Arc<Registry>,
     lanes: Vec<Lane>,
     pub store: Store,
     next_commit_us: u64,
@@ -114,11 +117,12 @@ impl World {
         let narrow = Capabilities::from_claim(&narrow).unwrap();
         let client = default_capabilities(KeyKind::Client);
         let server = default_capabilities(KeyKind::Server);
-        let keys = KeyRing::new([
+        let keys = [
             key("s", KeyKind::Server, SERVER_KEY, server),
             key("c", KeyKind::Client, CLIENT_KEY, client),
             key("n", KeyKind::Client, NARROW_KEY, narrow),
-        ]);
+        ];
+        let registry = Registry::new([App::new("app")], keys, [], []).unwrap();
         let mut world = Self {
             now_us: 0,
             started_us: 0,
@@ -126,7 +130,7 @@ impl World {
             shards: Vec::new(),
             placement: Placement::new(0, shards),
             options,
-            keys: Arc::new(keys),
+            registry: Arc::new(registry),
             lanes: Vec::new(),
             store: Store::default(),
             next_commit_us: 0,
@@ -166,7 +170,7 @@ impl World {
                 let config = ShardConfig {
                     id: ShardId(id),
                     placement: self.placement.clone(),
-                    keys: self.keys.clone(),
+                    registry: self.registry.clone(),
                     options: self.options.clone(),
                     seed: self.chaos.rng.next(),
                 };
@@ -204,16 +208,56 @@ impl World {
 
     /// Connects with a query.
     pub fn connect_with(&mut self, shard: usize, query: &str) -> usize {
-        let now = self.now();
         let client = self.clients.len();
         let mut random = [0; 16];
         random[..8].copy_from_slice(&(client as u64).to_le_bytes());
-        let granted = self.shards[shard].authorize(&format!("/?{query}"), None, None, random);
-        let conn = self.shards[shard].open(granted.unwrap(), b"", random, now);
+        let conn = self.try_connect(shard, query, random).unwrap();
         self.clients.push(Client::new(shard, conn));
         self.by_conn.insert((shard, conn), client);
         self.carry(shard);
         client
+    }
+
+    fn try_connect(
+        &mut self,
+        shard: usize,
+        query: &str,
+        random: [u8; 16],
+    ) -> Result<ConnId, ProtocolError> {
+        let now = self.now();
+        let handshake = Handshake {
+            target: &format!("/?{query}"),
+            ..Handshake::default()
+        };
+        let granted = self.shards[shard].authorize(handshake, random, now)?;
+        Ok(self.shards[shard].open(granted, b"", now))
+    }
+
+    /// Why a connection with a query is refused.
+    pub fn refused(&mut self, shard: usize, query: &str) -> ErrorCode {
+        self.try_connect(shard, query, [9; 16]).unwrap_err().code
+    }
+
+    /// Makes a change to apps and credentials, and applies it on every shard.
+    pub fn change(&mut self, change: Change) -> Changed {
+        let mut number = self.chaos.rng.next();
+        let mut random = || {
+            number += 1;
+            let mut bytes = [0; 24];
+            bytes[..8].copy_from_slice(&number.to_be_bytes());
+            bytes
+        };
+        let edited = self.registry.changed(change, &mut random, self.unix_ms());
+        let edited = edited.unwrap();
+        self.registry = Arc::new(edited.registry);
+        let now = self.now();
+        for shard in 0..self.shards.len() {
+            self.shards[shard].set_registry(self.registry.clone(), now);
+            while self.shards[shard].sweep(now) {}
+            self.carry(shard);
+        }
+        self.settle();
+        edited.changed
     }
 
     /// The client's TCP connection breaks.

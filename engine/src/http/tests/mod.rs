@@ -5,7 +5,6 @@ mod calls;
 mod connection;
 mod history;
 
-use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
@@ -14,8 +13,10 @@ use std::time::Duration;
 
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder};
 use serde_json::{Value, json};
+use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Capabilities;
-use shardwire_proto::auth::key::{KeyKind, KeyRecord, KeyRing, default_capabilities};
+use shardwire_proto::auth::key::{KeyKind, KeyRecord, default_capabilities};
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::limits::Limits;
 use shardwire_proto::namespace::{Namespace, Namespaces};
@@ -23,12 +24,13 @@ use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use tempfile::TempDir;
 
-use super::{AdminSettings, HttpSettings, Stage, serve_admin};
+use super::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreConfig, StoreHandle};
 use crate::sys;
 
+const ADMIN_TOKEN: &str = "at_0123456789abcdef";
 const SERVER_KEY: &str = "sk_0123456789abcdef";
 const CLIENT_KEY: &str = "ck_0123456789abcdef";
 const OTHER_APP_KEY: &str = "sk_other_app_0123456";
@@ -83,11 +85,12 @@ impl Node {
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
                 store: Some(for_shard),
+                registry: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
                 placement: Placement::new(1, 1),
-                keys: Arc::new(keys()),
+                registry: Arc::new(registry()),
                 options,
                 seed: 1,
             };
@@ -101,10 +104,12 @@ impl Node {
             glommio::spawn_local(server.clone().run_turns()).detach();
             glommio::spawn_local(server.clone().hear_store(replies)).detach();
             glommio::spawn_local(server.clone().accept(sys::glommio_listener(public))).detach();
-            let settings = Rc::new(AdminSettings {
+            let settings = Rc::new(AdminSettings::new(
+                admin_start(),
                 shards,
-                stage: Cell::new(Stage::Starting),
-            });
+                Stage::Starting,
+                read_clock(clock).unix_ms,
+            ));
             let listener = sys::glommio_listener(admin);
             let (for_admin, admin_settings) = (server.clone(), settings.clone());
             glommio::spawn_local(async move {
@@ -157,6 +162,21 @@ impl Drop for Node {
     }
 }
 
+fn admin_start() -> AdminStart {
+    let config = crate::config::Config::load(
+        &crate::config::cli::Flags::default(),
+        &std::iter::empty::<(String, String)>().collect(),
+        &crate::config::Host::of_process(),
+    );
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    AdminStart {
+        token: ADMIN_TOKEN.into(),
+        config: Arc::new(config.unwrap()),
+        listen: nowhere,
+        admin: nowhere,
+    }
+}
+
 /// `quiet:*` keeps messages for resume alone.
 fn namespaces() -> Namespaces {
     let quiet = Namespace {
@@ -167,14 +187,14 @@ fn namespaces() -> Namespaces {
     Namespaces::new(vec![quiet]).unwrap()
 }
 
-fn keys() -> KeyRing {
+fn registry() -> Registry {
     let record = |key: &str, app: &str, kind, grants: Capabilities| {
         KeyRecord::new(key.into(), app.into(), kind, key, grants).unwrap()
     };
     let all = || default_capabilities(KeyKind::Server);
     let reader = Capabilities::from_claim(&json!({"a:*": ["history"]})).unwrap();
     let narrow = Capabilities::from_claim(&json!({"a:*": ["publish"]})).unwrap();
-    KeyRing::new([
+    let keys = [
         record(SERVER_KEY, "app", KeyKind::Server, all()),
         record(CLIENT_KEY, "app", KeyKind::Client, all()),
         record(OTHER_APP_KEY, "other", KeyKind::Server, all()),
@@ -184,7 +204,8 @@ fn keys() -> KeyRing {
         },
         record(NARROW_KEY, "app", KeyKind::Server, narrow),
         record(READER_KEY, "app", KeyKind::Server, reader),
-    ])
+    ];
+    Registry::new(["app", "other"].map(App::new), keys, [], []).unwrap()
 }
 
 #[derive(Debug)]

@@ -1,24 +1,18 @@
-//! The admin port: health, readiness, metrics.
+//! Health, readiness and metrics: what supervisors, load balancers and scrapers ask, without a token.
 //!
-//! Not here: what the numbers mean and how they are written (`metrics`). Nobody is asked for a key: the port is bound
-//! to loopback unless the operator decides otherwise, and nothing here changes anything or names a client.
-
-use std::cell::Cell;
-use std::rc::Rc;
+//! Not here: what the numbers mean and how they are written (`metrics`).
 
 use bytes::Bytes;
-use glommio::net::TcpStream;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::Response;
 use hyper::header::{self, HeaderValue};
-use hyper::{Method, Request, Response};
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::shard::Stats;
-use shardwire_proto::url::parse_target;
 
-use super::{Refusal, Stage, drive, effective_method, json};
+use super::AdminSettings;
+use crate::http::{Refusal, Stage, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
 use crate::store::StoreHandle;
@@ -26,56 +20,8 @@ use crate::store::StoreHandle;
 /// A transaction that takes longer has a disk that hangs: a checkpoint on a slow one takes a second.
 const STORE_WAIT_MAX_MS: u64 = 5000;
 
-/// What the admin port is told at its start.
-#[derive(Debug)]
-pub struct AdminSettings {
-    /// Shards of the process: how many answers make a healthy one.
-    pub shards: usize,
-    /// Moved by whoever starts and stops the process.
-    pub stage: Cell<Stage>,
-}
-
-/// Serves a connection of the admin port until it ends. `head` is what was read of it.
-pub async fn serve_admin(
-    stream: TcpStream,
-    head: Vec<u8>,
-    server: Server,
-    settings: Rc<AdminSettings>,
-) {
-    let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
-    drive(
-        stream,
-        head,
-        head_bytes_max,
-        async |request: Request<Incoming>, _| {
-            answer(&request, &server, &settings)
-                .await
-                .unwrap_or_else(Refusal::into_response)
-        },
-    )
-    .await;
-}
-
-async fn answer(
-    request: &Request<Incoming>,
-    server: &Server,
-    settings: &AdminSettings,
-) -> Result<Response<Full<Bytes>>, Refusal> {
-    let target = parse_target(request.uri().path());
-    let is_get = *effective_method(request.method()) == Method::GET;
-    match &*target.path {
-        "/healthz" | "/readyz" | "/metrics" if !is_get => {
-            Err(Refusal::method_not_allowed("GET, HEAD"))
-        }
-        "/healthz" => health(server, settings).await,
-        "/readyz" => readiness(server, settings.stage.get()),
-        "/metrics" => Ok(metrics(server, settings).await),
-        _ => Err(ErrorCode::NotFound.into()),
-    }
-}
-
 /// Well while every shard answers: a stuck one needs a restart, however ready the others are.
-async fn health(
+pub(super) async fn health(
     server: &Server,
     settings: &AdminSettings,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -92,7 +38,7 @@ async fn health(
 }
 
 /// Ready while the public port is served and is to be served on, and messages can be stored: what a load balancer asks.
-fn readiness(server: &Server, stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
+pub(super) fn readiness(server: &Server, stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
     let reason = match stage {
         Stage::Serving => match store_trouble(server) {
             None => return Ok(json(br#"{"status":"ready"}"#.to_vec())),
@@ -124,7 +70,7 @@ fn store_trouble(server: &Server) -> Option<String> {
     ))
 }
 
-async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Bytes>> {
+pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Bytes>> {
     let shards = stats(server).await;
     // Counting open descriptors may take the kernel a while, which the shard must not spend.
     let process = glommio::executor().spawn_blocking(Process::read).await;
@@ -141,12 +87,12 @@ async fn metrics(server: &Server, settings: &AdminSettings) -> Response<Full<Byt
 }
 
 /// The numbers of the shards that answered in time, in order.
-async fn stats(server: &Server) -> Vec<(ShardId, Box<Stats>)> {
+pub(super) async fn stats(server: &Server) -> Vec<(ShardId, Box<Stats>)> {
     let answers = server.ask("", Query::Stats).await.into_iter();
     let mut stats: Vec<_> = answers
         .filter_map(|(shard, answer)| match answer {
             Answer::Stats(stats) => Some((shard, stats)),
-            Answer::Channels(_) | Answer::Channel { .. } | Answer::Count(_) => None,
+            _ => None,
         })
         .collect();
     stats.sort_unstable_by_key(|(shard, _)| *shard);

@@ -1,0 +1,157 @@
+//! Apps on one shard: their settings in force, and how many connections they have here.
+//!
+//! An app's own settings come before the process's. Entries stay for the life of the process: a name that has been used
+//! costs a few bytes, and what refers to it by index never goes wrong.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::Options;
+use crate::auth::app::App;
+use crate::auth::registry::Registry;
+use crate::namespace::{Namespaces, Settings};
+use crate::rate::RateLimit;
+
+/// An app's settings in force.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
+    pub(super) namespaces: Namespaces,
+    pub(super) self_asserted_ids: bool,
+    /// Empty: any.
+    pub(super) allowed_origins: Vec<String>,
+    pub(super) hello: bool,
+    pub(super) publish_rate: RateLimit,
+    pub(super) publish_bytes_max: usize,
+    pub(super) channels_per_conn_max: usize,
+    /// This shard's share.
+    pub(super) connections_max: usize,
+}
+
+impl Policy {
+    fn new(options: &Options, app: Option<&App>, shards: u16) -> Self {
+        let limits = &options.limits;
+        let process = Self {
+            namespaces: options.namespaces.clone(),
+            self_asserted_ids: options.self_asserted_ids,
+            allowed_origins: options.allowed_origins.clone(),
+            hello: options.hello,
+            publish_rate: limits.publish_rate,
+            publish_bytes_max: limits.publish_bytes_max,
+            channels_per_conn_max: limits.channels_per_conn_max,
+            connections_max: usize::MAX,
+        };
+        let Some(App { settings, .. }) = app else {
+            return process;
+        };
+        let own = &settings.limits;
+        let share = |most: usize| most.div_ceil(usize::from(shards));
+        Self {
+            namespaces: process.namespaces.preceded_by(&settings.namespaces),
+            self_asserted_ids: settings
+                .self_asserted_ids
+                .unwrap_or(process.self_asserted_ids),
+            allowed_origins: settings
+                .allowed_origins
+                .clone()
+                .unwrap_or(process.allowed_origins),
+            hello: settings.hello.unwrap_or(process.hello),
+            publish_rate: own.publish_rate.unwrap_or(process.publish_rate),
+            publish_bytes_max: own
+                .publish_bytes_max
+                .map_or(process.publish_bytes_max, |own| {
+                    own.min(process.publish_bytes_max)
+                }),
+            channels_per_conn_max: own
+                .channels_per_conn_max
+                .unwrap_or(process.channels_per_conn_max),
+            connections_max: own.connections_max.map_or(usize::MAX, share),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: Arc<str>,
+    policy: Policy,
+    /// Connections that hold a slot.
+    conns: usize,
+}
+
+/// All apps that this shard has met.
+#[derive(Debug, Default)]
+pub(super) struct Apps {
+    entries: Vec<Entry>,
+    by_name: HashMap<Arc<str>, u32, foldhash::fast::RandomState>,
+    /// Of an app that nobody has met, which has no settings of its own.
+    fallback: Option<Box<Policy>>,
+}
+
+impl Apps {
+    /// Finds or makes an app's entry.
+    pub(super) fn enter(
+        &mut self,
+        name: &str,
+        options: &Options,
+        registry: &Registry,
+        shards: u16,
+    ) -> u32 {
+        if let Some(index) = self.by_name.get(name) {
+            return *index;
+        }
+        let app = registry.app(name).map(|app| &**app);
+        let name: Arc<str> = name.into();
+        let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        self.entries.push(Entry {
+            name: name.clone(),
+            policy: Policy::new(options, app, shards),
+            conns: 0,
+        });
+        self.by_name.insert(name, index);
+        index
+    }
+
+    /// Takes over changed settings.
+    pub(super) fn reconfigure(&mut self, options: &Options, registry: &Registry, shards: u16) {
+        for entry in &mut self.entries {
+            let app = registry.app(&entry.name).map(|app| &**app);
+            entry.policy = Policy::new(options, app, shards);
+        }
+        self.fallback = Some(Box::new(Policy::new(options, None, shards)));
+    }
+
+    pub(super) fn name(&self, index: u32) -> Option<&Arc<str>> {
+        self.entries.get(index as usize).map(|entry| &entry.name)
+    }
+
+    pub(super) fn policy(&self, index: u32) -> Option<&Policy> {
+        self.entries.get(index as usize).map(|entry| &entry.policy)
+    }
+
+    /// What is kept of an app's channel.
+    pub(super) fn settings(&self, app: &str, channel: &str) -> Settings {
+        let index = self.by_name.get(app).copied();
+        let policy = index.and_then(|index| self.policy(index));
+        policy
+            .or(self.fallback.as_deref())
+            .map_or_else(Settings::default, |policy| policy.namespaces.of(channel))
+    }
+
+    /// Whether one more connection of the app may open.
+    pub(super) fn has_room(&self, index: u32) -> bool {
+        let entry = self.entries.get(index as usize);
+        entry.is_none_or(|entry| entry.conns < entry.policy.connections_max)
+    }
+
+    pub(super) fn count_opened(&mut self, index: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            entry.conns += 1;
+        }
+    }
+
+    pub(super) fn count_released(&mut self, index: u32) {
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            entry.conns = entry.conns.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Where the registry is kept: small documents, changed together or not at all.
+//!
+//! [`SqliteDocuments`] keeps them in one table of `registry.db`. What is in a document is not its matter. Invariants:
+//! what [`Documents::apply`] has confirmed survives a power cut; the file is for its owner only, as it holds secrets.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, params};
+use shardwire_proto::auth::edit::{DocumentChange, DocumentKind};
+
+/// `PRAGMA application_id`: "SHRG".
+const APPLICATION_ID: i64 = 0x5348_5247;
+/// `PRAGMA user_version`: the form of the table.
+const VERSION: i64 = 1;
+/// How long somebody else may be in the way: a backup, or an operator's shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const SCHEMA: &str = "
+    CREATE TABLE documents (
+        kind TEXT NOT NULL,
+        id   TEXT NOT NULL,
+        json TEXT NOT NULL,
+        PRIMARY KEY (kind, id)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// A document's kind, id and text.
+pub type Document = (DocumentKind, String, String);
+
+/// A place for documents, owned by one thread.
+pub trait Documents: Send + 'static {
+    /// All documents, by kind and id.
+    ///
+    /// # Errors
+    /// They cannot be read; the text is for the operator.
+    fn load(&mut self) -> Result<Vec<Document>, String>;
+
+    /// Makes all changes, or none.
+    ///
+    /// # Errors
+    /// None was made; the text is for the operator.
+    fn apply(&mut self, changes: &[DocumentChange]) -> Result<(), String>;
+}
+
+/// Documents in an SQLite file.
+#[derive(Debug)]
+pub struct SqliteDocuments {
+    db: Connection,
+}
+
+impl SqliteDocuments {
+    /// Opens the file, and makes it where it is missing. Its folder must be there.
+    ///
+    /// # Errors
+    /// It cannot be used: not writable, another program's, or of a later version.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        // SQLite gives its log the mode of the database.
+        let mut options = OpenOptions::new();
+        let options = options.create(true).truncate(false).write(true).mode(0o600);
+        options.open(path).map_err(|error| error.to_string())?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags).map_err(told)?;
+        prepare(&db).map_err(told)?;
+        let objects: i64 = db
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(told)?;
+        let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let application = pragma("application_id").map_err(told)?;
+        let version = pragma("user_version").map_err(told)?;
+        match (objects, application, version) {
+            (0, 0, 0) => create(&db).map_err(told)?,
+            (_, APPLICATION_ID, VERSION) => {}
+            (_, APPLICATION_ID, later) => {
+                return Err(format!(
+                    "has version {later}, this program knows {VERSION}: it was used by a later one"
+                ));
+            }
+            _ => return Err("is a database of another program; move it away".into()),
+        }
+        Ok(Self { db })
+    }
+}
+
+fn prepare(db: &Connection) -> rusqlite::Result<()> {
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // A key that was shown to somebody, or a right that was taken back, must outlast a power cut.
+    db.pragma_update(None, "synchronous", "FULL")
+}
+
+fn create(db: &Connection) -> rusqlite::Result<()> {
+    let head =
+        format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};");
+    db.execute_batch(&format!("BEGIN; {SCHEMA} {head} COMMIT;"))
+}
+
+impl Documents for SqliteDocuments {
+    fn load(&mut self) -> Result<Vec<Document>, String> {
+        let mut found = Vec::new();
+        for kind in DocumentKind::ALL {
+            let text = "SELECT id, json FROM documents WHERE kind = ?1 ORDER BY id";
+            let mut query = self.db.prepare_cached(text).map_err(told)?;
+            let rows = query.query_map([kind.name()], |row| Ok((row.get(0)?, row.get(1)?)));
+            for row in rows.map_err(told)? {
+                let (id, json) = row.map_err(told)?;
+                found.push((kind, id, json));
+            }
+        }
+        Ok(found)
+    }
+
+    fn apply(&mut self, changes: &[DocumentChange]) -> Result<(), String> {
+        let change = self.db.transaction().map_err(told)?;
+        for one in changes {
+            match one {
+                DocumentChange::Put { kind, id, json } => change
+                    .prepare_cached("INSERT OR REPLACE INTO documents VALUES (?1, ?2, ?3)")
+                    .and_then(|mut put| put.execute(params![kind.name(), id, json])),
+                DocumentChange::Delete { kind, id } => change
+                    .prepare_cached("DELETE FROM documents WHERE kind = ?1 AND id = ?2")
+                    .and_then(|mut delete| delete.execute(params![kind.name(), id])),
+            }
+            .map_err(told)?;
+        }
+        change.commit().map_err(told)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
+fn told(error: rusqlite::Error) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn put(id: &str, json: &str) -> DocumentChange {
+        DocumentChange::Put {
+            kind: DocumentKind::App,
+            id: id.into(),
+            json: json.into(),
+        }
+    }
+
+    #[test]
+    fn documents_outlast_the_connection_and_are_for_their_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("registry.db");
+        let mut first = SqliteDocuments::open(&path).unwrap();
+        first.apply(&[put("a", "1"), put("b", "2")]).unwrap();
+        let gone = DocumentChange::Delete {
+            kind: DocumentKind::App,
+            id: "b".into(),
+        };
+        first.apply(&[put("a", "3"), gone]).unwrap();
+        for name in ["registry.db", "registry.db-wal"] {
+            let mode = folder.path().join(name).metadata().unwrap().permissions();
+            assert_eq!(mode.mode() & 0o777, 0o600, "{name}");
+        }
+        drop(first);
+        let mut second = SqliteDocuments::open(&path).unwrap();
+        let expected = vec![(DocumentKind::App, "a".to_owned(), "3".to_owned())];
+        assert_eq!(second.load().unwrap(), expected);
+    }
+
+    #[test]
+    fn other_files_are_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("registry.db");
+        std::fs::write(&path, "no database at all, only some text").unwrap();
+        assert!(SqliteDocuments::open(&path).is_err());
+        std::fs::remove_file(&path).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE mine (x)").unwrap();
+        let told = SqliteDocuments::open(&path).unwrap_err();
+        assert!(told.contains("another program"), "{told}");
+        other.execute_batch("DROP TABLE mine").unwrap();
+        drop(other);
+        SqliteDocuments::open(&path).unwrap();
+        let later = Connection::open(&path).unwrap();
+        later.pragma_update(None, "user_version", 2).unwrap();
+        let told = SqliteDocuments::open(&path).unwrap_err();
+        assert!(told.contains("version 2"), "{told}");
+    }
+}

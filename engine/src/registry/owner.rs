@@ -1,0 +1,240 @@
+//! The registry's thread: takes jobs one by one, stores, and tells.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use shardwire_proto::auth::change::{Change, Changed};
+use shardwire_proto::auth::edit::{DocumentChange, DocumentKind, within};
+use shardwire_proto::auth::key::{KeyKind, default_capabilities};
+use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::error::{ErrorCode, ProtocolError};
+use shardwire_proto::shard::KeyUse;
+
+use super::documents::{Document, Documents};
+use super::jwks::{self, Fetcher};
+use super::{Job, LastUsed, Shared, lock, now_ms};
+use crate::shard::inbox::InboxSender;
+
+/// How often what is over is removed, and key uses are written.
+const UPKEEP: Duration = Duration::from_secs(60);
+/// How soon a shard that was behind gets its snapshot.
+const RETRY: Duration = Duration::from_millis(20);
+
+pub(super) struct Owner<D> {
+    documents: D,
+    registry: Arc<Registry>,
+    shards: Vec<Receiving>,
+    fetcher: Fetcher,
+    shared: Arc<Shared>,
+    /// Uses that are not written yet.
+    unwritten: LastUsed,
+    upkeep_due: Instant,
+}
+
+struct Receiving {
+    inbox: InboxSender<Arc<Registry>>,
+    /// It has not got the last snapshot yet.
+    behind: bool,
+}
+
+impl<D: Documents> Owner<D> {
+    pub(super) fn new(
+        documents: D,
+        registry: Registry,
+        shards: Vec<InboxSender<Arc<Registry>>>,
+        fetcher: Fetcher,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let registry = Arc::new(registry);
+        *lock(&shared.snapshot) = registry.clone();
+        let shards = shards.into_iter().map(|inbox| Receiving {
+            inbox,
+            behind: false,
+        });
+        Self {
+            documents,
+            registry,
+            shards: shards.collect(),
+            fetcher,
+            shared,
+            unwritten: LastUsed::default(),
+            upkeep_due: Instant::now() + UPKEEP,
+        }
+    }
+
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        if let Ok(documents) = self.documents.load() {
+            *lock(&self.shared.last_used) = read_uses(&documents);
+        }
+        self.read_key_sets(true);
+        loop {
+            let behind = self.shards.iter().any(|shard| shard.behind);
+            let wait = self.upkeep_due.saturating_duration_since(Instant::now());
+            match jobs.recv_timeout(if behind { wait.min(RETRY) } else { wait }) {
+                Ok(Job::Change { change, reply }) => {
+                    let changed = self.change(*change);
+                    // Whoever asked may have given up.
+                    _ = reply.try_send(changed);
+                }
+                Ok(Job::Used(uses)) => self.note_uses(uses),
+                Ok(Job::Reload) => self.reload(),
+                Ok(Job::Fetched { app, url, keys }) => {
+                    let current = self.registry.app(&app);
+                    if current.is_some_and(|app| app.settings.jwks_url.as_ref() == Some(&url)) {
+                        self.install(self.registry.with_fetched(&app, keys));
+                    }
+                }
+                Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.send_snapshots();
+            if Instant::now() >= self.upkeep_due {
+                self.upkeep_due = Instant::now() + UPKEEP;
+                self.upkeep();
+            }
+        }
+        self.write_uses();
+    }
+
+    fn change(&mut self, change: Change) -> Result<Changed, ProtocolError> {
+        let edited = self
+            .registry
+            .changed(change, &mut crate::keys::random, now_ms())?;
+        if !edited.documents.is_empty() {
+            self.documents.apply(&edited.documents).map_err(|error| {
+                log::error!(error; "apps and credentials cannot be stored");
+                let text = format!("cannot be stored: {error}");
+                ProtocolError::with_text(ErrorCode::Unavailable, text)
+            })?;
+            self.forget_uses(&edited.documents);
+            self.install(edited.registry);
+            self.read_key_sets(false);
+        }
+        Ok(edited.changed)
+    }
+
+    fn install(&mut self, registry: Registry) {
+        self.registry = Arc::new(registry);
+        *lock(&self.shared.snapshot) = self.registry.clone();
+        for shard in &mut self.shards {
+            shard.behind = true;
+        }
+        self.send_snapshots();
+    }
+
+    fn send_snapshots(&mut self) {
+        for shard in self.shards.iter_mut().filter(|shard| shard.behind) {
+            shard.behind = shard.inbox.try_send(self.registry.clone()).is_err();
+        }
+    }
+
+    /// Takes over what somebody else has stored: another process's tool, or a restored backup.
+    fn reload(&mut self) {
+        let read = self.documents.load();
+        match read.and_then(|documents| Registry::from_documents(&documents)) {
+            Ok(registry) => {
+                self.install(registry);
+                self.read_key_sets(true);
+            }
+            Err(error) => {
+                log::error!(error; "apps and credentials cannot be read again; they stay as they were");
+            }
+        }
+    }
+
+    /// Sees to it that each app has the keys of its key set: of a file they are read, a URL is given to the fetcher.
+    fn read_key_sets(&mut self, again: bool) {
+        let mut wanted = Vec::new();
+        let apps: Vec<_> = self.registry.apps().cloned().collect();
+        for app in apps {
+            if let Some(url) = &app.settings.jwks_url {
+                wanted.push((app.id.clone(), url.clone()));
+            } else if let Some(file) = &app.settings.jwks_file
+                && (again || !self.registry.has_fetched(&app.id))
+            {
+                let grants = default_capabilities(KeyKind::Client);
+                match jwks::read_file(file, &app.id, &grants) {
+                    Ok(keys) => self.install(self.registry.with_fetched(&app.id, keys)),
+                    Err(error) => {
+                        log::error!(app = app.id.as_str(), file = file.as_str(), error; "cannot read a key set");
+                    }
+                }
+            }
+        }
+        self.fetcher.want(wanted);
+    }
+
+    fn note_uses(&mut self, uses: Vec<KeyUse>) {
+        let mut last = lock(&self.shared.last_used);
+        for (app, id, used_ms) in uses {
+            if self.registry.key(&app, &id).is_none() {
+                continue;
+            }
+            let known = last.entry((app.clone(), id.clone())).or_default();
+            *known = used_ms.max(*known);
+            self.unwritten.insert((app, id), *known);
+        }
+    }
+
+    fn forget_uses(&mut self, changes: &[DocumentChange]) {
+        let gone = changes.iter().filter_map(|change| match change {
+            DocumentChange::Delete {
+                kind: DocumentKind::KeyUse,
+                id,
+            } => split(id),
+            _ => None,
+        });
+        let mut last = lock(&self.shared.last_used);
+        for key in gone {
+            last.remove(&key);
+            self.unwritten.remove(&key);
+        }
+    }
+
+    fn write_uses(&mut self) {
+        let changes: Vec<_> = self
+            .unwritten
+            .drain()
+            .map(|((app, id), used_ms)| DocumentChange::Put {
+                kind: DocumentKind::KeyUse,
+                id: within(&app, &id),
+                json: used_ms.to_string(),
+            })
+            .collect();
+        if !changes.is_empty()
+            && let Err(error) = self.documents.apply(&changes)
+        {
+            log::warn!(error; "when keys were last used cannot be stored");
+        }
+    }
+
+    fn upkeep(&mut self) {
+        self.write_uses();
+        if let Some((registry, documents)) = self.registry.pruned(now_ms()) {
+            match self.documents.apply(&documents) {
+                Ok(()) => {
+                    self.forget_uses(&documents);
+                    self.install(registry);
+                }
+                Err(error) => log::warn!(error; "what is over cannot be removed"),
+            }
+        }
+    }
+}
+
+fn read_uses(documents: &[Document]) -> LastUsed {
+    let uses = documents.iter().filter_map(|(kind, id, json)| {
+        let used_ms = json
+            .parse()
+            .ok()
+            .filter(|_| *kind == DocumentKind::KeyUse)?;
+        Some((split(id)?, used_ms))
+    });
+    uses.collect()
+}
+
+fn split(id: &str) -> Option<(Arc<str>, Box<str>)> {
+    let (app, id) = id.split_once('/')?;
+    Some((app.into(), id.into()))
+}
