@@ -58,6 +58,8 @@ pub const ROTATION_OVERLAP_S_MAX: u64 = 90 * 24 * 3600;
 pub const FAILED_AUTH_RATE: RateLimit = RateLimit::new(10, 1000, 50).expect("burst >= rate > 0");
 /// Addresses whose failures a shard remembers: about 5 MiB.
 pub const FAILING_ADDRESSES_MAX: usize = 65_536;
+/// Token holders whose publishes over HTTP a shard counts: about 4 MiB. When there are more, all begin anew.
+pub const HTTP_PUBLISHERS_MAX: usize = 65_536;
 /// API keys whose uses a shard notes at a time.
 pub const KEY_USES_NOTED_MAX: usize = 65_536;
 /// Milliseconds between two notes of one key's use.

@@ -426,6 +426,8 @@ fn the_readme_lists_every_setting() {
         "log",
         "drain",
         "store",
+        "auth",
+        "auth.claims",
         "history",
     ] {
         let keys = config[section].as_object().unwrap().keys();

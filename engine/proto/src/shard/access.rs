@@ -15,7 +15,7 @@ use crate::auth::registry::{Presented, Registry};
 use crate::auth::{Caller, Credential};
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now};
-use crate::limits::{KEY_USE_INTERVAL_MS, KEY_USES_NOTED_MAX};
+use crate::limits::{HTTP_PUBLISHERS_MAX, KEY_USE_INTERVAL_MS, KEY_USES_NOTED_MAX};
 use crate::session::ConnState;
 use crate::wire::wsocket::write_unsubscribed;
 
@@ -94,6 +94,26 @@ impl Shard {
             Ok(_) | Err(_) => {}
         }
         caller
+    }
+
+    /// Whether a token's holder may publish once more over HTTP: at the rate of one connection, however many requests it
+    /// spreads over. Back ends have no limit of their own (contract D25).
+    pub(super) fn acquire_http_rate(&mut self, caller: &Caller, app_index: u32, now: Now) -> bool {
+        let Credential::Token { key, claims } = &caller.credential else {
+            return true;
+        };
+        let Some(policy) = self.apps.policy(app_index) else {
+            return false;
+        };
+        let name = claims.client_id.as_deref().or(claims.jti.as_deref());
+        let holder = self
+            .placement
+            .hash(&caller.app.id, name.unwrap_or(&key.kid));
+        if self.http_rates.len() >= HTTP_PUBLISHERS_MAX && !self.http_rates.contains_key(&holder) {
+            self.http_rates.clear();
+        }
+        let window = self.http_rates.entry(holder).or_default();
+        window.try_acquire(now.mono_ms(), &policy.publish_rate)
     }
 
     /// The latest uses of API keys that have not been told of, at most one a minute of each.

@@ -38,6 +38,8 @@ pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
 pub use publish::PublishItem;
 
+use hashbrown::HashMap;
+
 use crate::auth::jwt::TokenRules;
 use crate::auth::registry::Registry;
 use crate::channel::home::HomeChannels;
@@ -51,6 +53,7 @@ use crate::limits::{Limits, MESH_PENDING_BYTES_MAX, RING_AGE_MS_MAX, RING_BYTES_
 use crate::msg::{Answer, Published, ShardMsg};
 use crate::namespace::{Namespaces, Settings};
 use crate::outbox::{Frame, Outbox};
+use crate::rate::RateWindow;
 use crate::record::Record;
 use crate::session::Conns;
 use crate::wheel::Wheel;
@@ -179,6 +182,8 @@ pub struct Shard {
     /// Addresses that present wrong credentials.
     guard: Guard,
     key_uses: KeyUses,
+    /// Publishes over HTTP, by the hash of the token holder's app and name.
+    http_rates: HashMap<u64, RateWindow, foldhash::fast::RandomState>,
     /// When the next key or revocation ends, Unix ms.
     next_end_ms: Option<u64>,
     /// What a change still has to be applied to.
@@ -222,6 +227,7 @@ impl Shard {
             apps,
             guard: Guard::default(),
             key_uses: KeyUses::default(),
+            http_rates: HashMap::default(),
             next_end_ms: config.registry.next_end_ms(now.unix_ms),
             sweep: None,
             registry: config.registry,

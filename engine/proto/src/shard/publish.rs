@@ -108,6 +108,10 @@ impl Shard {
         };
         let routed = self
             .check_publish(caller.permits(&item.channel, Ops::PUBLISH), item)
+            .and_then(|()| {
+                let admitted = self.acquire_http_rate(caller, app_index, now);
+                admitted.then_some(()).ok_or(ErrorCode::RateExceeded)
+            })
             .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| {
                 let publisher = publisher_of(caller, item)?;

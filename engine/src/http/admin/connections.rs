@@ -2,10 +2,9 @@
 
 use hyper::StatusCode;
 use serde_json::json;
-use shardwire_proto::error::{ErrorCode, ProtocolError};
+use shardwire_proto::error::{CloseCause, ErrorCode, ProtocolError};
 use shardwire_proto::ids::ConnName;
 use shardwire_proto::msg::{Answer, ConnInfo, Query};
-use shardwire_proto::wire::http_api::parse_disconnect;
 
 use super::{Caller, Reply, limit, reply, wrong_field};
 
@@ -58,11 +57,15 @@ impl Caller<'_> {
         Ok(reply(StatusCode::OK, &found))
     }
 
-    /// Ends a connection, with a close code and reason of the caller's where the body has them.
+    /// Ends a connection (4010).
     pub(super) async fn end_connection(&self) -> Reply {
         let name = self.connection_name()?;
-        let (code, reason) = parse_disconnect(self.body)?;
-        let query = Query::End { name, code, reason };
+        let cause = CloseCause::EndedByAdmin;
+        let query = Query::End {
+            name,
+            code: cause.code(),
+            reason: cause.reason().to_owned(),
+        };
         let answers = self.ask_all(ANY_APP, query).await?;
         let ended = answers
             .iter()
@@ -70,7 +73,7 @@ impl Caller<'_> {
         if !ended {
             return Err(ErrorCode::NotFound.into());
         }
-        log::info!(connection:% = name, code; "connection ended by an administrator");
+        log::info!(connection:% = name; "connection ended by an administrator");
         Ok(reply(StatusCode::OK, &json!({ "disconnected": 1 })))
     }
 

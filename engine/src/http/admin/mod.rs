@@ -11,6 +11,7 @@
 mod access;
 mod apps;
 mod connections;
+mod document;
 mod node;
 mod probe;
 mod routes;
@@ -32,6 +33,7 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::url::parse_target;
 
 use self::access::Access;
+use self::document::DOCUMENT;
 use self::routes::{Call, Endpoint, Routes};
 use super::pace::Pace;
 use super::{Refusal, Stage, api, drive, effective_method, json, read_body};
@@ -46,8 +48,6 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 const PAGE_DEFAULT: usize = 100;
 /// Entries in a page at most; a higher `limit` is clamped.
 const PAGE_MAX: usize = 1000;
-
-const DOCUMENT: &str = include_str!("openapi.json");
 
 /// What the admin port is told by whoever starts the process.
 #[derive(Debug, Clone)]

@@ -1,0 +1,545 @@
+//! The command line: what there is to say, with an example for each command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Operates a Shardwire server over its admin API.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shardwirectl",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 server not reachable, 4 no such thing.\n\n\
+Example:\n  shardwirectl apps list\n  shardwirectl publish chat '{\"text\": \"hello\"}'\n  shardwirectl top"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where the server is, and how to answer.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The server's admin listener
+    #[arg(
+        long,
+        global = true,
+        env = "SHARDWIRE_ADMIN_URL",
+        default_value = "http://127.0.0.1:9002",
+        value_name = "URL"
+    )]
+    pub(crate) url: String,
+    /// File with the admin token [default: ./data/admin-token, where SHARDWIRE_ADMIN_TOKEN is not set]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// The app that a command is about.
+#[derive(Debug, Args)]
+pub(crate) struct AppArg {
+    /// The app
+    #[arg(long, env = "SHARDWIRE_APP", default_value = "dev")]
+    pub(crate) app: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Apps: list, show, create, update, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl apps create shop --name 'The shop'\n  \
+shardwirectl apps update shop --settings '{\"allowedOrigins\": [\"https://shop.example\"]}'\n  \
+shardwirectl apps update shop --disable"
+    )]
+    Apps(Apps),
+    /// API keys of an app: list, create, change, rotate, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl keys create --app shop --kind server --name billing\n  \
+shardwirectl keys create --kind client --capabilities '{\"news:*\": [\"subscribe\"]}'\n  \
+shardwirectl keys rotate KEY --overlap 3600"
+    )]
+    Keys(Keys),
+    /// Keys that tokens are verified with: list, create, change, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl signing-keys create --algorithm HS256\n  \
+shardwirectl signing-keys create --algorithm ES256 --kid login-1 --pem public.pem"
+    )]
+    SigningKeys(SigningKeys),
+    /// Rights taken back before their credential ends: list, create, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl revocations create --client-id ann\n  \
+shardwirectl revocations create --client-id ann --channel 'room:*' --ttl 3600"
+    )]
+    Revocations(Revocations),
+    /// Tokens
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl token mint --client-id ann \
+--capabilities '{\"chat\": [\"subscribe\", \"publish\"]}' --ttl 600"
+    )]
+    Token(Token),
+    /// Channels of an app: list, show, clear
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl channels list --prefix room:\n  \
+shardwirectl channels show room:1\n  shardwirectl channels clear room:1"
+    )]
+    Channels(Channels),
+    /// Connections: list, show, end
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl connections list --client-id ann\n  \
+shardwirectl connections show 0-17-3\n  shardwirectl connections end 0-17-3"
+    )]
+    Connections(Connections),
+    /// Publish a message
+    #[command(
+        after_help = "Example:\n  shardwirectl publish chat '{\"text\": \"hello\"}'\n  \
+shardwirectl publish chat --text hello\n  echo '[1, 2]' | shardwirectl publish chat -"
+    )]
+    Publish(Publish),
+    /// Print a channel's messages as they come
+    #[command(
+        after_help = "A line per message: time, sequence, id, data. Comes back by itself after a lost connection, \
+with what was missed.\n\nExample:\n  shardwirectl subscribe chat --rewind 10\n  \
+shardwirectl --json subscribe chat --count 1"
+    )]
+    Subscribe(Subscribe),
+    /// Print stored messages of a channel
+    #[command(after_help = "Example:\n  shardwirectl history chat --limit 20\n  \
+shardwirectl history chat --forward --after 1767225600000")]
+    History(History),
+    /// Print who is present in a channel
+    #[command(after_help = "Example:\n  shardwirectl presence room:1")]
+    Presence(Presence),
+    /// Live table of the server's shards
+    #[command(
+        after_help = "Rates are of the last interval. q quits.\n\nExample:\n  shardwirectl top\n  \
+shardwirectl --json top --once"
+    )]
+    Top(Top),
+    /// The server's processes
+    #[command(after_help = "Example:\n  shardwirectl nodes")]
+    Nodes,
+    /// Begin the planned end of the server, as SIGTERM does
+    #[command(after_help = "Example:\n  shardwirectl drain --wait\n  shardwirectl drain --status")]
+    Drain(Drain),
+    /// Whether a configuration and this host can serve: runs `shardwire check`
+    #[command(
+        after_help = "Example:\n  shardwirectl check\n  shardwirectl check -- --config /etc/shardwire.toml"
+    )]
+    Check(Check),
+    /// The configuration in force, secrets masked
+    #[command(after_help = "Example:\n  shardwirectl config")]
+    Config,
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Example:\n  shardwirectl completions bash > /etc/bash_completion.d/shardwirectl"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "Example:\n  shardwirectl man > shardwirectl.1")]
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Apps {
+    /// List all apps
+    List,
+    /// Show an app with its settings
+    Show {
+        /// The app's id
+        id: String,
+    },
+    /// Make an app
+    Create {
+        /// Its id [default: a random one]
+        id: Option<String>,
+        /// What people call it
+        #[arg(long)]
+        name: Option<String>,
+        /// Its settings
+        #[arg(long, value_name = "JSON")]
+        settings: Option<String>,
+    },
+    /// Change an app
+    Update {
+        /// The app's id
+        id: String,
+        /// What people call it
+        #[arg(long)]
+        name: Option<String>,
+        /// A JSON merge patch of its settings: null takes one back to the process's
+        #[arg(long, value_name = "JSON")]
+        settings: Option<String>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Remove an app with its keys; its connections end
+    Delete {
+        /// The app's id
+        id: String,
+    },
+}
+
+/// Whether a thing may be used.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct State {
+    /// Let it be used
+    #[arg(long)]
+    pub(crate) enable: bool,
+    /// Refuse it, and end its connections
+    #[arg(long)]
+    pub(crate) disable: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Kind {
+    Client,
+    Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// List an app's keys
+    List(#[command(flatten)] AppArg),
+    /// Make a key and print it, this once
+    Create {
+        #[command(flatten)]
+        app: AppArg,
+        /// For clients or back ends
+        #[arg(long)]
+        kind: Kind,
+        /// What people call it
+        #[arg(long)]
+        name: Option<String>,
+        /// What it grants, by channel pattern [default: what is usual for its kind]
+        #[arg(long, value_name = "JSON")]
+        capabilities: Option<String>,
+        /// Seconds until it ends [default: never]
+        #[arg(long, value_name = "SECONDS")]
+        expires_in: Option<u64>,
+    },
+    /// Change a key
+    Update {
+        /// The key's id
+        id: String,
+        #[command(flatten)]
+        app: AppArg,
+        /// What people call it
+        #[arg(long)]
+        name: Option<String>,
+        /// What it grants, by channel pattern
+        #[arg(long, value_name = "JSON")]
+        capabilities: Option<String>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Make a second key like this one and print it; this one ends after the overlap
+    Rotate {
+        /// The key's id
+        id: String,
+        #[command(flatten)]
+        app: AppArg,
+        /// Seconds that the old key stays valid
+        #[arg(long, default_value_t = 86400, value_name = "SECONDS")]
+        overlap: u64,
+    },
+    /// Remove a key; its connections end
+    Delete {
+        /// The key's id
+        id: String,
+        #[command(flatten)]
+        app: AppArg,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SigningKeys {
+    /// List an app's signing keys
+    List(#[command(flatten)] AppArg),
+    /// Make an HS256 secret and print it, or take in a secret or public key
+    Create {
+        #[command(flatten)]
+        app: AppArg,
+        /// HS256, RS256, ES256 or EdDSA
+        #[arg(long, value_parser = ["HS256", "RS256", "ES256", "EdDSA"])]
+        algorithm: String,
+        /// What tokens name it by [default: a random one]
+        #[arg(long)]
+        kid: Option<String>,
+        /// File with a public key in PEM
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["jwk", "secret"])]
+        pem: Option<PathBuf>,
+        /// File with a public JSON Web Key
+        #[arg(long, value_name = "FILE", conflicts_with = "secret")]
+        jwk: Option<PathBuf>,
+        /// File with an HS256 secret; a line end behind it does not count
+        #[arg(long, value_name = "FILE")]
+        secret: Option<PathBuf>,
+        /// What its tokens grant at most, by channel pattern
+        #[arg(long, value_name = "JSON")]
+        capabilities: Option<String>,
+    },
+    /// Change a signing key
+    Update {
+        /// The key's kid
+        kid: String,
+        #[command(flatten)]
+        app: AppArg,
+        /// What its tokens grant at most, by channel pattern
+        #[arg(long, value_name = "JSON")]
+        capabilities: Option<String>,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Remove a signing key; connections of its tokens end
+    Delete {
+        /// The key's kid
+        kid: String,
+        #[command(flatten)]
+        app: AppArg,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Revocations {
+    /// List revocations that last
+    List(#[command(flatten)] AppArg),
+    /// Take rights back
+    Create {
+        #[command(flatten)]
+        app: AppArg,
+        #[command(flatten)]
+        subject: Subject,
+        /// Only on channels that match; without it connections end
+        #[arg(long, value_name = "PATTERN")]
+        channel: Option<String>,
+        /// Seconds it lasts [default: the longest life of a token]
+        #[arg(long, value_name = "SECONDS")]
+        ttl: Option<u64>,
+        /// Only tokens issued before this Unix time in ms
+        #[arg(long, value_name = "MS")]
+        issued_before: Option<u64>,
+    },
+    /// End a revocation early
+    Delete {
+        /// The revocation's id
+        id: String,
+        #[command(flatten)]
+        app: AppArg,
+    },
+}
+
+/// Whom a revocation concerns.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Subject {
+    /// A client id
+    #[arg(long, value_name = "ID")]
+    pub(crate) client_id: Option<String>,
+    /// One token
+    #[arg(long)]
+    pub(crate) jti: Option<String>,
+    /// Whoever came with this API key
+    #[arg(long, value_name = "ID")]
+    pub(crate) key: Option<String>,
+    /// Whoever came with a token of this signing key
+    #[arg(long)]
+    pub(crate) kid: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Sign a token for trying, and print it
+    Mint {
+        #[command(flatten)]
+        app: AppArg,
+        /// Who it speaks for [default: an anonymous client]
+        #[arg(long, value_name = "ID")]
+        client_id: Option<String>,
+        /// What it grants, by channel pattern [default: what its signing key grants]
+        #[arg(long, value_name = "JSON")]
+        capabilities: Option<String>,
+        /// Seconds it is valid
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+        ttl: u64,
+        /// The signing key [default: the app's first HS256 one]
+        #[arg(long)]
+        kid: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Channels {
+    /// List channels in use
+    List {
+        #[command(flatten)]
+        app: AppArg,
+        /// Only names that begin with this
+        #[arg(long)]
+        prefix: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Show a channel
+    Show {
+        /// The channel
+        channel: String,
+        #[command(flatten)]
+        app: AppArg,
+    },
+    /// Remove a channel's stored messages
+    Clear {
+        /// The channel
+        channel: String,
+        #[command(flatten)]
+        app: AppArg,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Connections {
+    /// List connections, of all apps unless one is named
+    List {
+        /// Only those of this app
+        #[arg(long)]
+        app: Option<String>,
+        /// Only those of this client id
+        #[arg(long, value_name = "ID")]
+        client_id: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Show a connection with its channels
+    Show {
+        /// The connection's id, as in its `connected` frame
+        id: String,
+    },
+    /// End a connection
+    End {
+        /// The connection's id, as in its `connected` frame
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// The channel
+    pub(crate) channel: String,
+    /// JSON, or text with --text; `-` reads it from stdin
+    pub(crate) data: String,
+    /// The data is text and not JSON
+    #[arg(long)]
+    pub(crate) text: bool,
+    /// The message's id: the same id again within two minutes is one message
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Do not store it
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// Who it is from
+    #[arg(long, value_name = "ID")]
+    pub(crate) client_id: Option<String>,
+    #[command(flatten)]
+    pub(crate) app: AppArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Subscribe {
+    /// The channel
+    pub(crate) channel: String,
+    /// Stored messages to print first, at most 1000
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=1000))]
+    pub(crate) rewind: u64,
+    /// End after so many messages
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// The public listener, ws://host:port [default: as the server names it]
+    #[arg(long, value_name = "URL")]
+    pub(crate) socket: Option<String>,
+    #[command(flatten)]
+    pub(crate) app: AppArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The channel
+    pub(crate) channel: String,
+    /// Messages at most
+    #[arg(long, default_value_t = 100)]
+    pub(crate) limit: u64,
+    /// Only messages before this Unix time in ms
+    #[arg(long, value_name = "MS")]
+    pub(crate) before: Option<u64>,
+    /// Only messages after this Unix time in ms
+    #[arg(long, value_name = "MS")]
+    pub(crate) after: Option<u64>,
+    /// The oldest first
+    #[arg(long)]
+    pub(crate) forward: bool,
+    #[command(flatten)]
+    pub(crate) app: AppArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Presence {
+    /// The channel
+    pub(crate) channel: String,
+    /// Members at most
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) limit: usize,
+    #[command(flatten)]
+    pub(crate) app: AppArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Seconds between two readings
+    #[arg(long, default_value_t = 1.0, value_parser = interval, value_name = "SECONDS")]
+    pub(crate) interval: f64,
+    /// Print one table and end
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("must be from 0.1 to 3600".into()),
+    }
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct Drain {
+    /// Stay until the server has ended
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Only say how far it is
+    #[arg(long)]
+    pub(crate) status: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Flags for `shardwire check`
+    #[arg(last = true)]
+    pub(crate) flags: Vec<String>,
+}
