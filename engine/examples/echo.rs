@@ -105,6 +105,7 @@ async fn serve(listener: Socket) {
         connections_max: usize::MAX,
         store: None,
         registry: None,
+        usage: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

@@ -16,3 +16,4 @@ pub mod server;
 pub mod shard;
 pub mod store;
 pub mod sys;
+pub mod usage;

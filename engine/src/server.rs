@@ -34,6 +34,7 @@ use crate::shard::{LANE_BATCHES, start_clock};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::sys;
+use crate::usage::{self, AppTotals, UsageHandle};
 use shard_thread::{Control, Plan};
 
 /// Name of the embedded store in the data folder.
@@ -68,6 +69,8 @@ pub enum RunError {
     Shard { shard: u16, error: String },
     /// Signals cannot be caught.
     Signals(io::Error),
+    /// The record of usage cannot be used.
+    Usage(String),
     /// The store of messages cannot be used.
     Store(String),
     /// The admin token cannot be read.
@@ -86,6 +89,7 @@ impl fmt::Display for RunError {
                 "shard {shard} cannot start: {error}; `shardwire check` says what this host lacks"
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
+            Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
@@ -144,8 +148,25 @@ pub fn run(
         shard_inboxes,
         config.auth.jwks_allow_http,
     );
-    let inboxes = Inboxes { replies, snapshots };
-    let shards = start_shards(&config, &registry, sockets, &store, inboxes)?;
+    let (usage_inboxes, totals): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
+        .unzip();
+    let (usage, used) =
+        usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let inboxes = Inboxes {
+        replies,
+        snapshots,
+        totals,
+    };
+    let keepers = Keepers {
+        registry: registry.clone(),
+        store: store.clone(),
+        usage: usage.clone(),
+        used,
+    };
+    let shards = start_shards(&config, &keepers, sockets, inboxes)?;
     on_ready(&Ready { listen, admin });
     let mut current = config;
     for signal in &mut signals {
@@ -163,6 +184,7 @@ pub fn run(
         }
     }
     stop(shards, &current, signals);
+    usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
@@ -195,6 +217,16 @@ fn bind_all(
 struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
+    totals: Vec<Inbox<AppTotals>>,
+}
+
+/// What is kept on disk, by threads of its own.
+struct Keepers {
+    registry: RegistryHandle,
+    store: StoreHandle,
+    usage: UsageHandle,
+    /// What apps have used before this start.
+    used: AppTotals,
 }
 
 /// Listening sockets: one per shard, and the admin port's.
@@ -217,9 +249,8 @@ struct Shards {
 
 fn start_shards(
     config: &Config,
-    registry: &RegistryHandle,
+    keepers: &Keepers,
     sockets: Sockets,
-    store: &StoreHandle,
     inboxes: Inboxes,
 ) -> Result<Shards, RunError> {
     let Sockets {
@@ -234,16 +265,23 @@ fn start_shards(
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
     let mut running = Vec::new();
-    let inboxes = inboxes.replies.into_iter().zip(inboxes.snapshots);
+    let inboxes = inboxes
+        .replies
+        .into_iter()
+        .zip(inboxes.snapshots)
+        .zip(inboxes.totals);
     let sockets = listeners.into_iter().zip(inboxes);
-    for ((index, core), (listener, (replies, snapshots))) in
+    for ((index, core), (listener, ((replies, snapshots), totals))) in
         (0u16..).zip(&config.cores).zip(sockets)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let plan = Plan {
             id: ShardId(index),
             placement: placement.clone(),
-            registry: registry.clone(),
+            registry: keepers.registry.clone(),
+            usage: keepers.usage.clone(),
+            used: keepers.used.clone(),
+            totals,
             snapshots,
             options: options(config),
             seed: random_u64(),
@@ -253,7 +291,7 @@ fn start_shards(
             listener,
             admin: admin.pop(),
             admin_start: admin_start.clone(),
-            store: store.clone(),
+            store: keepers.store.clone(),
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::channel::log::ReplayFrom;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, ConnName, RequestId, ShardId};
+use crate::meter::LimitMsg;
 use crate::record::Record;
 use crate::shard::Stats;
 use crate::wire::wsocket::Position;
@@ -309,6 +310,8 @@ pub enum ShardMsg {
     },
     /// The answer to [`ShardMsg::AskCount`]; 0 where the store could not tell.
     Count { to: CountTo, count: u64 },
+    /// Between a limit's home shard and one that spends of it. Bounded: a question or a recall of each limit at a time.
+    Limit(Box<LimitMsg>),
     /// The shard of an HTTP request to the home shard: remove a channel's messages.
     Clear {
         channel: ChannelKey,
@@ -351,6 +354,7 @@ impl ShardMsg {
                 | Self::AskReplay { .. }
                 | Self::AskCount { .. }
                 | Self::Count { .. }
+                | Self::Limit(_)
                 | Self::Clear { .. }
                 | Self::Cleared { .. }
                 | Self::Ask { .. }

@@ -152,7 +152,7 @@ pub fn month_of(day: u32) -> u32 {
 #[must_use]
 pub fn first_day_of(month: u32) -> u32 {
     // At most 31 days a month, at least 30 on average but for February: search is short.
-    let guess = month.saturating_mul(30);
+    let guess = month.saturating_mul(30).saturating_sub(3);
     (guess..guess.saturating_add(month / 2 + 32))
         .find(|day| month_of(*day) == month)
         .unwrap_or(guess)

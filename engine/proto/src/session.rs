@@ -12,7 +12,8 @@ use crate::channel::local::Subscription;
 use crate::ids::ConnId;
 use crate::outbox::Outbox;
 use crate::rate::RateWindow;
-use crate::shard::HistorySlot;
+use crate::rate::table::{Bucket, Class, Scope};
+use crate::shard::{HistorySlot, OwnWindow};
 use crate::url::Shape;
 
 /// What a handshake has earned.
@@ -60,6 +61,12 @@ pub struct Session {
     pub opened_ms: u64,
     /// Publishes of this connection.
     pub rate: RateWindow,
+    /// Subscriptions, likewise.
+    pub subscribe_rate: RateWindow,
+    /// Whatever else is counted by connection.
+    pub windows: Vec<OwnWindow>,
+    /// Its client id's place among those that are counted.
+    pub client: u32,
     /// Malformed messages in the minute that began at `malformed_since_ms`.
     pub malformed: u32,
     pub malformed_since_ms: u64,
@@ -73,6 +80,27 @@ pub struct Session {
     pub histories: VecDeque<HistorySlot>,
     /// History requests so far.
     pub histories_asked: u64,
+}
+
+impl Session {
+    /// The window of a limit that is counted by connection.
+    pub fn window(&mut self, scope: Scope, bucket: Bucket) -> &mut RateWindow {
+        if scope == Scope::Connection && bucket == Bucket::wide(Class::Publish) {
+            return &mut self.rate;
+        }
+        if scope == Scope::Connection && bucket == Bucket::wide(Class::Subscribe) {
+            return &mut self.subscribe_rate;
+        }
+        let mut known = self.windows.iter();
+        let at = known.position(|(s, b, _)| (*s, *b) == (scope, bucket));
+        let at = at.unwrap_or_else(|| {
+            self.windows.push((scope, bucket, RateWindow::default()));
+            self.windows.len() - 1
+        });
+        #[expect(clippy::indexing_slicing, reason = "found or made above")]
+        let (.., window) = &mut self.windows[at];
+        window
+    }
 }
 
 /// A connection's slot. What a fan-out touches comes first.

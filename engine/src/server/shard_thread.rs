@@ -21,6 +21,7 @@ use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
 use crate::sys;
+use crate::usage::{AppTotals, UsageHandle};
 
 /// Everything a shard's thread is given.
 pub(super) struct Plan {
@@ -29,6 +30,11 @@ pub(super) struct Plan {
     pub(super) registry: RegistryHandle,
     /// Apps and credentials as they change.
     pub(super) snapshots: Inbox<Arc<Registry>>,
+    pub(super) usage: UsageHandle,
+    /// What apps have used before this start.
+    pub(super) used: AppTotals,
+    /// What they have used since, as it changes.
+    pub(super) totals: Inbox<AppTotals>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -78,6 +84,7 @@ pub(super) async fn run(plan: Plan) {
         connections_max: plan.connections_max,
         store: Some(plan.store),
         registry: Some(plan.registry.clone()),
+        usage: Some(plan.usage.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -88,7 +95,9 @@ pub(super) async fn run(plan: Plan) {
         options: plan.options,
         seed: plan.seed,
     };
-    let core = Shard::new(config, read_clock(plan.clock));
+    let mut core = Shard::new(config, read_clock(plan.clock));
+    core.set_totals(&plan.used);
+    core.meet_planned_apps();
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
         match mesh.join().await {
@@ -102,7 +111,8 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
-    glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
+    glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
+    glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
     let accepting =
         glommio::spawn_local(server.clone().accept(sys::glommio_listener(plan.listener)));
     let started_ms = server.now().unix_ms;
@@ -132,7 +142,11 @@ pub(super) async fn run(plan: Plan) {
                 glommio::spawn_local(drain(server.clone(), rate, deadline, plan.drained.clone()))
                     .detach();
             }
-            Control::Stop => return,
+            Control::Stop => {
+                // The last of it: connections have ended by now.
+                report_usage(&server, &plan.usage);
+                return;
+            }
         }
     }
 }
@@ -160,7 +174,7 @@ async fn accept_admin(server: Server, listener: TcpListener, settings: Rc<AdminS
     }
 }
 
-async fn tick(server: Server, registry: RegistryHandle) {
+async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
     loop {
         glommio::timer::sleep(Duration::from_secs(1)).await;
         let uses = server.with(|shard, now| {
@@ -168,7 +182,23 @@ async fn tick(server: Server, registry: RegistryHandle) {
             shard.take_key_uses()
         });
         registry.note_uses(uses);
+        report_usage(&server, &usage);
         sweep(&server).await;
+    }
+}
+
+/// Hands over what apps have used; what is not taken goes with the next.
+fn report_usage(server: &Server, usage: &UsageHandle) {
+    let used = server.with(|shard, _| shard.take_usage());
+    if let Err(used) = usage.report(server.id, used) {
+        server.with(|shard, _| shard.keep_usage(used));
+    }
+}
+
+async fn hear_totals(server: Server, totals: Inbox<AppTotals>) {
+    loop {
+        let totals = totals.recv().await;
+        server.with(|shard, _| shard.set_totals(&totals));
     }
 }
 

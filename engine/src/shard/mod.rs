@@ -35,6 +35,7 @@ pub use self::core::{Core, Handshake, IoCounts};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
 use crate::store::StoreHandle;
+use crate::usage::UsageHandle;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub store: Option<StoreHandle>,
     /// Who changes apps and credentials; none where nobody does.
     pub registry: Option<RegistryHandle>,
+    /// Where usage is added up; none where it is not.
+    pub usage: Option<UsageHandle>,
 }
 
 pub struct ShardRuntime<C> {

@@ -19,10 +19,8 @@ const CHANNEL_CLASSES: usize = 4;
 /// What an app may do, from settings and plan.
 #[derive(Debug, Clone, Default)]
 pub struct AppTerms {
-    /// Of the process.
-    pub process: Rates,
-    /// Of the app.
-    pub app: Rates,
+    /// Of app and process.
+    pub rates: Rates,
     /// In the order in which they are looked through, the app's first.
     pub namespaces: Vec<(String, Rates)>,
     /// What it may use in all.
@@ -96,6 +94,8 @@ pub struct Account {
     wide: [Resolved; Class::ALL.len()],
     /// By namespace, where any of them has rates.
     own: Vec<(String, Option<Box<[Resolved; CHANNEL_CLASSES]>>)>,
+    /// Bit per class: a channel of the app has a limit of its own.
+    limits_channels: u8,
     plan: Option<Arc<Plan>>,
     home: ShardId,
     rates: SmallVec<[(Bucket, RateLimit, Slot); 1]>,
@@ -112,15 +112,13 @@ pub struct Account {
     pub(super) in_turn: u32,
 }
 
-/// The scope that an app's own rate is of.
-pub(super) const LIMITED_APP: Scope = Scope::App;
-
 impl Account {
-    pub(super) fn new(app: Arc<str>) -> Self {
+    pub(super) fn new(app: Arc<str>, totals: Totals) -> Self {
         Self {
             app,
             wide: [Resolved::default(); Class::ALL.len()],
             own: Vec::new(),
+            limits_channels: 0,
             plan: None,
             home: ShardId(0),
             rates: SmallVec::new(),
@@ -130,7 +128,7 @@ impl Account {
             connections: 0,
             channels: 0,
             told: (0, 0),
-            totals: Totals::default(),
+            totals,
             turn: 0,
             in_turn: 0,
         }
@@ -151,6 +149,10 @@ impl Account {
     /// Whether anything at all is limited by channel.
     #[must_use]
     pub fn limits_channels(&self, class: Class) -> bool {
+        self.limits_channels & (1 << class.index()) != 0
+    }
+
+    fn any_limits_channels(&self, class: Class) -> bool {
         let own = self.own.iter().filter_map(|(_, own)| own.as_ref());
         let mut all = own
             .filter_map(|own| own.get(class.index()))
@@ -158,22 +160,14 @@ impl Account {
         all.any(|resolved| resolved.limit(Scope::Channel).is_some())
     }
 
-    pub(super) fn set_terms(
-        &mut self,
-        terms: AppTerms,
-        home: ShardId,
-        here: ShardId,
-        shards: u16,
-        _now: Now,
-    ) {
+    pub(super) fn set_terms(&mut self, terms: AppTerms, home: ShardId, here: ShardId, shards: u16) {
         let AppTerms {
-            process,
-            app,
+            rates: wide,
             namespaces,
             plan,
         } = terms;
         self.home = home;
-        let wider = [&app, &process];
+        let wider = [&wide];
         for (class, slot) in Class::ALL.into_iter().zip(&mut self.wide) {
             *slot = resolve(class, None, &wider);
         }
@@ -191,6 +185,10 @@ impl Account {
                 .map(|(pattern, rates)| (pattern, (!rates.is_empty()).then(|| resolve_own(&rates))))
                 .collect();
         }
+        self.limits_channels = Class::ALL
+            .into_iter()
+            .filter(|class| self.any_limits_channels(*class))
+            .fold(0, |bits, class| bits | (1 << class.index()));
         let total = |most: Option<u64>| {
             most.map(|most| Slot::new(Terms::of_total(most, shards), home, here))
         };

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use account::Slot;
 pub use account::{Account, AppTerms, AppUsage};
-use account::{LIMITED_APP, Slot};
 use clients::Clients;
 pub use clients::NO_CLIENT;
 use homes::Homes;
@@ -27,7 +27,7 @@ use crate::ids::{Now, Placement, ShardId};
 use crate::quota::{Totals, day_of};
 use crate::rate::RateLimit;
 use crate::rate::lease::{Note, Report, Terms};
-use crate::rate::table::{Bucket, Class, Resolved, Scope};
+use crate::rate::table::{Bucket, Class, Resolved};
 
 /// Messages of one app that are handled per turn while other apps have connections on the shard: a fraction of a
 /// millisecond of work, so that a message of another app waits no longer for it.
@@ -79,12 +79,16 @@ pub struct Meters {
     turn: u32,
     /// Apps with connections here.
     busy_apps: u32,
+    /// The time as of the last tick.
+    seen: Now,
+    /// What apps have used in all, as last told.
+    totals: HashMap<Arc<str>, Totals, foldhash::fast::FixedState>,
 }
 
 impl Meters {
     /// Without any app. `seed` is for hash tables whose keys clients choose.
     #[must_use]
-    pub fn new(shard: ShardId, placement: Placement, seed: u64) -> Self {
+    pub fn new(shard: ShardId, placement: Placement, seed: u64, now: Now) -> Self {
         Self {
             shard,
             placement,
@@ -95,21 +99,25 @@ impl Meters {
             notes: Vec::new(),
             turn: 1,
             busy_apps: 0,
+            seen: now,
+            totals: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
         }
     }
 
     /// Gives an app its limits, or others. Indices begin at 0 and leave no hole.
-    pub fn set_terms(&mut self, index: u32, app: &Arc<str>, terms: AppTerms, now: Now) {
+    pub fn set_terms(&mut self, index: u32, app: &Arc<str>, terms: AppTerms) {
+        let now = self.seen;
         let at = index as usize;
         if at == self.accounts.len() {
-            self.accounts.push(Account::new(app.clone()));
+            let totals = self.totals.get(app).copied().unwrap_or_default();
+            self.accounts.push(Account::new(app.clone(), totals));
             self.by_app.insert(app.clone(), index);
         }
         let home = self.home_of(app, "");
         let shards = self.placement.shards();
         let here = self.shard;
         if let Some(account) = self.accounts.get_mut(at) {
-            account.set_terms(terms, home, here, shards, now);
+            account.set_terms(terms, home, here, shards);
             self.clients.hold_for(account.client_span_ms());
         }
         // What a plan allows is at hand before the first use.
@@ -291,6 +299,21 @@ impl Meters {
         }
     }
 
+    /// Takes note of one that is in use although there was none.
+    pub fn owe(&mut self, index: u32, held: Held) {
+        let slot = self.accounts.get_mut(index as usize);
+        if let Some(slot) = slot.and_then(|a| a.held_mut(held)) {
+            slot.lease.owe(1);
+        }
+    }
+
+    /// Whether channels of an app may have a limit of their own.
+    #[must_use]
+    pub fn limits_channels(&self, index: u32, class: Class) -> bool {
+        self.account(index)
+            .is_some_and(|account| account.limits_channels(class))
+    }
+
     /// Gives one back.
     pub fn put_back(&mut self, index: u32, held: Held, now: Now) {
         let slot = self.accounts.get_mut(index as usize);
@@ -346,8 +369,10 @@ impl Meters {
     }
 
     /// What an app has used on all shards.
-    pub fn set_totals(&mut self, index: u32, totals: Totals) {
-        if let Some(account) = self.accounts.get_mut(index as usize) {
+    pub fn set_totals(&mut self, app: &Arc<str>, totals: Totals) {
+        self.totals.insert(app.clone(), totals);
+        let index = self.by_app.get(app).copied();
+        if let Some(account) = index.and_then(|i| self.accounts.get_mut(i as usize)) {
             account.totals = totals;
         }
     }
@@ -391,6 +416,7 @@ impl Meters {
 
     /// To be called about once a second: forgets what nobody has used, and gives back what is left of yesterday.
     pub fn tick(&mut self, now: Now) {
+        self.seen = now;
         self.clients.forget_idle(now.mono_ms());
         self.homes.forget_idle(now.mono_ms());
         let day = day_of(now.unix_ms);
@@ -566,9 +592,6 @@ impl Held {
         }
     }
 }
-
-/// The scopes that are counted here, in the order in which they are asked.
-pub const SHARED_SCOPES: [Scope; 2] = [Scope::Client, LIMITED_APP];
 
 /// Terms of a limit where its home is.
 fn at_home(terms: Terms, is_here: bool) -> Terms {

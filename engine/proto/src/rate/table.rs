@@ -213,6 +213,26 @@ impl Rates {
         scopes.of(scope)
     }
 
+    /// This, and what it does not say from `wider`.
+    #[must_use]
+    pub fn or(&self, wider: &Self) -> Self {
+        let or = |own: &Scopes, wider: &Scopes| Scopes {
+            connection: own.connection.or(wider.connection),
+            client: own.client.or(wider.client),
+            channel: own.channel.or(wider.channel),
+            app: own.app.or(wider.app),
+            address: own.address.or(wider.address),
+        };
+        Self {
+            publish: or(&self.publish, &wider.publish),
+            subscribe: or(&self.subscribe, &wider.subscribe),
+            presence: or(&self.presence, &wider.presence),
+            history: or(&self.history, &wider.history),
+            connect: or(&self.connect, &wider.connect),
+            http: or(&self.http, &wider.http),
+        }
+    }
+
     /// Whether nothing is said.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -86,6 +86,7 @@ impl Node {
                 connections_max: 1000,
                 store: Some(for_shard),
                 registry: None,
+                usage: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
