@@ -100,7 +100,8 @@ impl<P: Pool> World<P> {
                 count,
                 until_ms,
                 retry_ms,
-            } => self.leases[to.index()].on_grant(count, until_ms, retry_ms),
+                is_scarce,
+            } => self.leases[to.index()].on_grant(count, until_ms, retry_ms, is_scarce),
             Note::Recall => {
                 let report = self.leases[to.index()].on_recall();
                 self.tell_home(to.index(), Note::Return(report));
@@ -288,7 +289,7 @@ proptest! {
             }
         }
         let admitted = world.spent.len() as u64;
-        let error = by_exact / 100 + 2 * u64::from(shards);
+        let error = by_exact / 20 + 2 * u64::from(shards);
         prop_assert!(admitted + error >= by_exact, "{admitted} of {by_exact}");
         prop_assert!(
             admitted <= by_exact + u64::from(limit.burst()) + world.debt_of_all(),

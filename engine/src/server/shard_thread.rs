@@ -122,6 +122,8 @@ pub(super) async fn run(plan: Plan) {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(server.clone(), listener, admin.clone())).detach();
     }
+    // What the core has to say to its peers already.
+    server.with(|_, _| ());
     // The main thread waits for it.
     let _ = plan.up.send(());
     let mut accepting = Some(accepting);

@@ -160,7 +160,14 @@ impl Account {
         all.any(|resolved| resolved.limit(Scope::Channel).is_some())
     }
 
-    pub(super) fn set_terms(&mut self, terms: AppTerms, home: ShardId, here: ShardId, shards: u16) {
+    pub(super) fn set_terms(
+        &mut self,
+        terms: AppTerms,
+        home: ShardId,
+        here: ShardId,
+        shards: u16,
+        day: u32,
+    ) {
         let AppTerms {
             rates: wide,
             namespaces,
@@ -197,7 +204,8 @@ impl Account {
             (Some(day), Some(month)) => Some(day.min(month)),
             (day, month) => day.or(month),
         });
-        renew(&mut self.messages, total(messages), 0);
+        let messages = total(messages).map(|slot| Slot { day, ..slot });
+        renew(&mut self.messages, messages, 0);
         let [connections, channels] = &mut self.held;
         let most = limits.and_then(|p| p.connections_max);
         renew(connections, total(most), self.connections);

@@ -94,6 +94,11 @@ impl Clients {
         slot
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
     pub(super) fn leave(&mut self, slot: u32, now_ms: u64) {
         let Some(client) = self.get_mut(slot) else {
             return;

@@ -20,6 +20,9 @@ use crate::rate::table::Scope;
 
 /// Limits that a shard is home to: 200 MiB at worst.
 const HOMES_MAX: usize = 1 << 20;
+/// What is granted where the home knows of no limit: settings reach the shards within milliseconds of each other, and
+/// so little is soon asked for again.
+const UNLIMITED_GRANT: u32 = 16;
 /// Looked at per tick, whether they are idle.
 const LOOKED_AT_PER_TICK: usize = 8192;
 
@@ -207,6 +210,11 @@ impl Homes {
         self.entries.get_mut(&key)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     fn forget(&mut self, msg: &LimitMsg) {
         self.entries
             .remove(&(msg.app.clone(), msg.resource.clone()));
@@ -250,7 +258,7 @@ fn tell<P: Pool>(
 
 /// There is no limit here (any more, or yet): settings reach the shards one after another.
 fn plenty(from: ShardId, note: Note, now_ms: u64) -> Notes {
-    answer(from, note, 1 << 16, now_ms)
+    answer(from, note, UNLIMITED_GRANT, now_ms)
 }
 
 fn nothing(from: ShardId, note: Note, now_ms: u64) -> Notes {
@@ -262,6 +270,7 @@ fn answer(from: ShardId, note: Note, count: u32, now_ms: u64) -> Notes {
         count,
         until_ms: now_ms.saturating_add(LEASE_MS),
         retry_ms: now_ms.saturating_add(RETRY_MS),
+        is_scarce: count == 0,
     };
     match note {
         Note::Ask(Report { .. }) => std::iter::once((from, grant)).collect(),

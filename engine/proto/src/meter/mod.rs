@@ -12,6 +12,8 @@
 mod account;
 mod clients;
 mod homes;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -117,7 +119,7 @@ impl Meters {
         let shards = self.placement.shards();
         let here = self.shard;
         if let Some(account) = self.accounts.get_mut(at) {
-            account.set_terms(terms, home, here, shards);
+            account.set_terms(terms, home, here, shards, day_of(now.unix_ms));
             self.clients.hold_for(account.client_span_ms());
         }
         // What a plan allows is at hand before the first use.
@@ -206,6 +208,15 @@ impl Meters {
     pub fn unspend_client(&mut self, client: u32, bucket: Bucket) {
         if let Some(slot) = self.clients.known_slot(client, bucket) {
             slot.lease.unspend();
+        }
+    }
+
+    /// Asks for an app's allowance before it is needed.
+    pub fn prepare_app(&mut self, index: u32, bucket: Bucket, limit: RateLimit, now: Now) {
+        let (shards, here) = (self.placement.shards(), self.shard);
+        if let Some(account) = self.accounts.get_mut(index as usize) {
+            account.rate_slot(bucket, limit, here, shards);
+            self.ask_for(index, &Resource::App(bucket), now);
         }
     }
 
@@ -478,10 +489,11 @@ impl Meters {
                     count,
                     until_ms,
                     retry_ms,
+                    is_scarce,
                 },
                 Some(slot),
             ) => {
-                slot.lease.on_grant(count, until_ms, retry_ms);
+                slot.lease.on_grant(count, until_ms, retry_ms, is_scarce);
                 return;
             }
             (Note::Recall, Some(slot)) => slot.lease.on_recall(),
@@ -556,15 +568,13 @@ impl Meters {
         let report = slot.lease.on_recall();
         slot.lease = Default::default();
         slot.day = day;
-        if old != 0 {
-            let msg = LimitMsg {
-                app,
-                resource: Resource::Messages,
-                day: old,
-                note: Note::Return(report),
-            };
-            self.tell_home(home, index, msg, now);
-        }
+        let msg = LimitMsg {
+            app,
+            resource: Resource::Messages,
+            day: old,
+            note: Note::Return(report),
+        };
+        self.tell_home(home, index, msg, now);
         self.ask_for(index, &Resource::Messages, now);
     }
 

@@ -331,6 +331,10 @@ impl Shard {
             self.meters.owe(index, Held::Connections);
         }
         let (limits, _) = self.meters.resolved(index, Class::Publish, "");
+        if let Some(limit) = limits.limit(Scope::App) {
+            let bucket = Bucket::wide(Class::Publish);
+            self.meters.prepare_app(index, bucket, limit, now);
+        }
         if let Some(limit) = limits.limit(Scope::Client)
             && grant.named
             && !grant.credential.is_server_key()
