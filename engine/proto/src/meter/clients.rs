@@ -108,9 +108,9 @@ impl Clients {
             client.idle_ms = now_ms;
             self.idle.push_back((now_ms, slot));
             if self.idle.len() > IDLE_MAX
-                && let Some((_, oldest)) = self.idle.pop_front()
+                && let Some((since, oldest)) = self.idle.pop_front()
             {
-                self.forget(oldest);
+                self.forget(oldest, since);
             }
         }
     }
@@ -160,8 +160,8 @@ impl Clients {
         for _ in 0..FORGET_PER_TICK {
             match self.idle.front() {
                 Some((since, _)) if now_ms.saturating_sub(*since) > self.hold_ms => {
-                    if let Some((_, slot)) = self.idle.pop_front() {
-                        self.forget(slot);
+                    if let Some((since, slot)) = self.idle.pop_front() {
+                        self.forget(slot, since);
                     }
                 }
                 Some(_) | None => return,
@@ -169,10 +169,11 @@ impl Clients {
         }
     }
 
-    /// Forgets an entry, unless it is in use or has been since it was put on the list.
-    fn forget(&mut self, slot: u32) {
+    /// Forgets an entry, unless it has been in use since it was put on the list.
+    fn forget(&mut self, slot: u32, since: u64) {
+        let is_idle = |c: &Client| c.connections == 0 && c.idle_ms == since;
         let entry = self.entries.get_mut(slot as usize);
-        let Some(entry) = entry.filter(|e| e.as_ref().is_some_and(|c| c.connections == 0)) else {
+        let Some(entry) = entry.filter(|e| e.as_ref().is_some_and(is_idle)) else {
             return;
         };
         if let Some(client) = entry.take() {

@@ -124,10 +124,8 @@ impl Homes {
                     Resource::Connections => plan.connections_max,
                     _ => plan.channels_max,
                 });
-                let Some(most) = most else {
-                    self.forget(msg);
-                    return plenty(from, msg.note, now_ms);
-                };
+                // A plan that has not reached this shard yet: what is in use is taken note of, and nothing granted.
+                let most = most.unwrap_or(0);
                 let fresh = || Entry::Held(Home::new(TotalPool::new(most, 0, true), now_ms));
                 match self.enter(msg, fresh) {
                     Some(Entry::Held(home)) => {
@@ -151,12 +149,13 @@ impl Homes {
         now_ms: u64,
     ) -> Notes {
         let plan = account.plan().filter(|plan| plan.limits_messages());
-        let Some(plan) = plan else {
-            self.forget(msg);
-            return plenty(from, msg.note, now_ms);
+        let [per_day, per_month] = match plan {
+            Some(plan) => {
+                [plan.messages_per_day, plan.messages_per_month].map(|n| n.unwrap_or(u64::MAX))
+            }
+            // Not here yet; see above.
+            None => [0, 0],
         };
-        let per_day = plan.messages_per_day.unwrap_or(u64::MAX);
-        let per_month = plan.messages_per_month.unwrap_or(u64::MAX);
         let of_day = |day| {
             let used = account.totals.on(day);
             MessagePool {
@@ -215,9 +214,9 @@ impl Homes {
         self.entries.is_empty()
     }
 
-    fn forget(&mut self, msg: &LimitMsg) {
-        self.entries
-            .remove(&(msg.app.clone(), msg.resource.clone()));
+    /// Forgets what was counted against a plan that no longer says anything about it.
+    pub(super) fn forget(&mut self, app: &Arc<str>, resource: Resource) {
+        self.entries.remove(&(app.clone(), resource));
     }
 
     /// Forgets rates that nobody has used for so long that nothing of them counts.

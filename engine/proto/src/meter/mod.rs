@@ -128,7 +128,11 @@ impl Meters {
             Resource::Connections,
             Resource::Channels,
         ] {
-            self.ask_for(index, &resource, now);
+            if self.slot_mut(index, &resource).is_some() {
+                self.ask_for(index, &resource, now);
+            } else {
+                self.homes.forget(app, resource);
+            }
         }
     }
 

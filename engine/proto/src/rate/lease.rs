@@ -39,7 +39,7 @@ pub const LEASE_MS: u64 = 250;
 /// [`Terms::lease_ms`] of what stays good until it is recalled.
 pub const NO_END: u64 = u64::MAX;
 /// Milliseconds after which a holder asks again where nobody can tell when there will be room.
-pub const RETRY_MS: u64 = 100;
+pub const RETRY_MS: u64 = 20;
 
 /// Least that is granted of a total where there is as much.
 const GRANT_MIN: u32 = 64;

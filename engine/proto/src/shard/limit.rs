@@ -54,6 +54,7 @@ impl Shard {
         for app in registry.apps().filter(|app| app.settings.plan.is_some()) {
             self.app_index(&app.id);
         }
+        self.send_notes();
     }
 
     /// Gives all apps the limits that settings and registry say.
