@@ -49,6 +49,46 @@ pub(crate) struct AppArg {
     pub(crate) app: String,
 }
 
+/// Plans.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Plans {
+    /// List plans
+    List,
+    /// Show a plan
+    Show {
+        /// The plan
+        id: String,
+    },
+    /// Make or replace a plan
+    Set {
+        /// The plan
+        id: String,
+        /// What it limits, as a JSON object; what is absent is not limited
+        limits: String,
+    },
+    /// Remove a plan that no app has
+    Delete {
+        /// The plan
+        id: String,
+    },
+}
+
+/// What an app has used.
+#[derive(Debug, Args)]
+pub(crate) struct Usage {
+    /// The app
+    pub(crate) app: String,
+    /// minute, hour or day
+    #[arg(long, default_value = "hour", value_parser = ["minute", "hour", "day"])]
+    pub(crate) step: String,
+    /// Unix time in ms [default: 60 steps back]
+    #[arg(long)]
+    pub(crate) from: Option<u64>,
+    /// Unix time in ms [default: now]
+    #[arg(long)]
+    pub(crate) to: Option<u64>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Apps: list, show, create, update, delete
@@ -122,6 +162,17 @@ shardwirectl history chat --forward --after 1767225600000")]
     /// Print who is present in a channel
     #[command(after_help = "Example:\n  shardwirectl presence room:1")]
     Presence(Presence),
+    /// Plans that limit what apps may use: list, show, set, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl plans set free '{\"connectionsMax\": 100, \"messagesPerDay\": 10000}'\n  \
+shardwirectl apps update shop --settings '{\"plan\": \"free\"}'"
+    )]
+    Plans(Plans),
+    /// What an app has used: totals, and a series
+    #[command(after_help = "Example:\n  shardwirectl usage shop\n  \
+shardwirectl usage shop --step day\n  shardwirectl --json usage shop --step hour --from 1767225600000")]
+    Usage(Usage),
     /// Live table of the server's shards
     #[command(
         after_help = "Rates are of the last interval. q quits.\n\nExample:\n  shardwirectl top\n  \

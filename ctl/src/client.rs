@@ -81,6 +81,10 @@ impl Client {
         self.call(Method::POST, path, Some(body.to_string()))
     }
 
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.call(Method::PUT, path, Some(body.to_string()))
+    }
+
     pub(crate) fn patch(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         self.call(Method::PATCH, path, Some(body.to_string()))
     }

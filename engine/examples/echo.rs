@@ -106,6 +106,7 @@ async fn serve(listener: Socket) {
         store: None,
         tls: None,
         registry: None,
+        usage: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

@@ -20,4 +20,5 @@ pub mod store;
 pub mod sys;
 pub mod takeover;
 pub mod tls;
+pub mod usage;
 pub mod watchdog;

@@ -10,8 +10,10 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::shard::{Counters, Histogram, Stats};
 
 use crate::store::StoreStats;
+use crate::usage::UsageStats;
 
 mod store;
+mod usage;
 
 /// Media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -84,6 +86,7 @@ pub fn render(
     shard_count: usize,
     shards: &[(ShardId, Box<Stats>)],
     store: Option<&StoreStats>,
+    usage: Option<&UsageStats>,
     process: &Process,
 ) -> String {
     let mut page = Page(String::with_capacity(4096 + 4096 * shards.len()));
@@ -124,6 +127,10 @@ pub fn render(
     render_histograms(&mut page, shards);
     if let Some(store) = store {
         store::render(&mut page, store);
+    }
+    usage::render_limited(&mut page, shards);
+    if let Some(usage) = usage {
+        usage::render(&mut page, usage);
     }
     render_process(&mut page, process);
     page.0

@@ -39,6 +39,7 @@ use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
 use crate::tls::Acceptors;
+use crate::usage::{self, AppTotals, UsageHandle};
 use crate::watchdog::{Beats, Watchdog};
 use crate::{notify, sys};
 pub use operator::Operator;
@@ -88,6 +89,8 @@ pub enum RunError {
     Shard { shard: u16, error: String },
     /// Signals cannot be caught.
     Signals(io::Error),
+    /// The record of usage cannot be used.
+    Usage(String),
     /// The store of messages cannot be used.
     Store(String),
     /// The thread that follows certificate files cannot be made.
@@ -108,6 +111,7 @@ impl fmt::Display for RunError {
                 "shard {shard} cannot start: {error}; `shardwire check` says what this host lacks"
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
+            Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
@@ -163,10 +167,24 @@ pub fn run(
         shard_inboxes,
         config.auth.jwks_allow_http,
     );
+    let (usage_inboxes, totals): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
+        .unzip();
+    let (usage, used) =
+        usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let inboxes = Inboxes {
+        replies,
+        snapshots,
+        totals,
+    };
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
         store: store.clone(),
+        usage: usage.clone(),
+        used,
         tls: tls.clone(),
         admin: sockets.admin,
         members: {
@@ -182,7 +200,7 @@ pub fn run(
             operator,
         },
     };
-    let (shards, connections) = start_shards(&config, served, replies, snapshots)?;
+    let (shards, connections) = start_shards(&config, served, inboxes)?;
     let failed = |error| RunError::Listen {
         addr: listen,
         error,
@@ -197,6 +215,7 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
@@ -271,6 +290,13 @@ impl Pulse {
     }
 }
 
+/// What shards hear from other threads, by index.
+struct Inboxes {
+    replies: Vec<Inbox<StoreReply>>,
+    snapshots: Vec<Inbox<Arc<Registry>>>,
+    totals: Vec<Inbox<AppTotals>>,
+}
+
 /// Whoever holds the clients' listening sockets in this process.
 struct Accepting {
     acceptor: Acceptor,
@@ -290,6 +316,9 @@ impl Accepting {
 struct Served {
     registry: RegistryHandle,
     store: StoreHandle,
+    usage: UsageHandle,
+    /// What apps have used before this start.
+    used: AppTotals,
     tls: Acceptors,
     admin: Vec<Socket>,
     admin_start: AdminStart,
@@ -318,8 +347,7 @@ type Connections = Vec<InboxSender<Socket>>;
 fn start_shards(
     config: &Config,
     served: Served,
-    replies: Vec<Inbox<StoreReply>>,
-    snapshots: Vec<Inbox<Arc<Registry>>>,
+    inboxes: Inboxes,
 ) -> Result<(Shards, Connections), RunError> {
     let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
     let placement = ChannelPlacement::new(random_u64(), count);
@@ -332,8 +360,13 @@ fn start_shards(
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
     let mut admin = Some(served.admin);
-    let inboxes = replies.into_iter().zip(snapshots);
-    for ((index, core), (replies, snapshots)) in (0u16..).zip(&config.cores).zip(inboxes) {
+    let inboxes = inboxes
+        .replies
+        .into_iter()
+        .zip(inboxes.snapshots)
+        .zip(inboxes.totals);
+    for ((index, core), ((replies, snapshots), totals)) in (0u16..).zip(&config.cores).zip(inboxes)
+    {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
         connections.push(to_shard);
@@ -341,6 +374,9 @@ fn start_shards(
             id: ShardId(index),
             placement: placement.clone(),
             registry: served.registry.clone(),
+            usage: served.usage.clone(),
+            used: served.used.clone(),
+            totals,
             snapshots,
             options: options(config),
             seed: random_u64(),

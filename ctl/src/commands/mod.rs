@@ -9,6 +9,7 @@ mod node;
 mod revocations;
 mod subscribe;
 mod top;
+mod usage;
 
 use std::fs;
 use std::path::Path;
@@ -46,6 +47,8 @@ impl Session<'_> {
             Command::History(command) => self.history(&command),
             Command::Presence(command) => self.presence(&command),
             Command::Top(command) => self.top(&command),
+            Command::Plans(command) => self.plans(command),
+            Command::Usage(command) => self.usage(&command),
             Command::Nodes => self.nodes(),
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),

@@ -9,6 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::rate::RateLimit;
+use crate::rate::network::Network;
+use crate::rate::table::{Rates, Scopes, Setting};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -48,6 +50,8 @@ pub const TOKEN_LIFETIME_S_MAX: u64 = 24 * 3600;
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
 /// Apps of a process.
 pub const APPS_MAX: usize = 10_000;
+/// Plans of a process.
+pub const PLANS_MAX: usize = 1000;
 /// API keys of one app, and likewise signing keys.
 pub const KEYS_PER_APP_MAX: usize = 1000;
 /// Revocations of one app: each handshake and each change looks through them.
@@ -110,8 +114,6 @@ pub const PRESENCE_COUNT_MEMBERS_PER_INTERVAL: usize = 10_000;
 pub const PRESENCE_BATCH_BYTES: usize = 64 * KIB;
 /// `presence.get` requests of one connection under way; beyond it they are refused (42900).
 pub const PRESENCE_GETS_PER_CONN_MAX: usize = 16;
-/// Presence requests per second and connection, and at once.
-pub const PRESENCE_RATE: RateLimit = RateLimit::new(50, 1000, 100).expect("burst >= rate > 0");
 /// Clients with an id of their own that connected lately, remembered per shard: 10 MiB at worst.
 pub const PRESENCE_OPENED_MAX: usize = 65_536;
 /// Milliseconds by which news of a connection's end may be later than its client's next connection.
@@ -166,6 +168,33 @@ pub const PUBLISH_BURST: u32 = 100;
 /// Both as one limit.
 pub const PUBLISH_RATE: RateLimit =
     RateLimit::new(PUBLISH_RATE_PER_SECOND, 1000, PUBLISH_BURST).expect("burst >= rate > 0");
+/// Subscriptions of a connection: SDKs subscribe to everything again when they open.
+pub const SUBSCRIBE_RATE: RateLimit = RateLimit::new(100, 1000, 600).expect("burst >= rate > 0");
+/// History calls of a connection: each reads the store.
+pub const HISTORY_RATE: RateLimit = RateLimit::new(20, 1000, 60).expect("burst >= rate > 0");
+/// Handshakes of one address per shard: an office behind one address comes back at once.
+pub const CONNECT_RATE: RateLimit = RateLimit::new(200, 1000, 2000).expect("burst >= rate > 0");
+
+/// What holds where no setting says anything: bounds of a connection, and of an address.
+#[must_use]
+pub fn default_rates(publish: RateLimit) -> Rates {
+    let per_connection = |limit| Scopes {
+        connection: Some(Setting::Limit(limit)),
+        ..Scopes::default()
+    };
+    Rates {
+        publish: per_connection(publish),
+        subscribe: per_connection(SUBSCRIBE_RATE),
+        presence: per_connection(publish),
+        history: per_connection(HISTORY_RATE),
+        connect: Scopes {
+            address: Some(Setting::Limit(CONNECT_RATE)),
+            ..Scopes::default()
+        },
+        http: Scopes::default(),
+    }
+}
+
 /// Rate windows in a row over the limit before the connection is ended (4150, D25).
 pub const RATE_WINDOWS_OVER_MAX: u16 = 10;
 /// Malformed messages per minute and connection before it is ended (4000, D31).
@@ -277,8 +306,10 @@ pub struct Limits {
     pub outbox_frames_max: usize,
     /// Per connection; see [`PUBLISH_RATE`].
     pub publish_rate: RateLimit,
-    /// Per connection; see [`PRESENCE_RATE`].
-    pub presence_rate: RateLimit,
+    /// By class and scope; what they do not say is [`default_rates`].
+    pub rates: Rates,
+    /// Networks whose addresses are not limited in connecting; see [`crate::rate::network::Network`].
+    pub address_exempt: Vec<Network>,
     /// See [`RATE_WINDOWS_OVER_MAX`].
     pub rate_windows_over_max: u16,
     /// See [`MALFORMED_PER_MINUTE_MAX`].
@@ -325,7 +356,8 @@ impl Default for Limits {
             outbox_bytes_max: OUTBOX_BYTES_MAX,
             outbox_frames_max: OUTBOX_FRAMES_MAX,
             publish_rate: PUBLISH_RATE,
-            presence_rate: PRESENCE_RATE,
+            rates: Rates::default(),
+            address_exempt: Network::LOOPBACK.to_vec(),
             rate_windows_over_max: RATE_WINDOWS_OVER_MAX,
             malformed_per_minute_max: MALFORMED_PER_MINUTE_MAX,
             publish_batch_max: PUBLISH_BATCH_MAX,

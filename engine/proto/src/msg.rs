@@ -14,6 +14,7 @@ use crate::channel::log::ReplayFrom;
 use crate::channel::presence::{Notice, weight as notice_weight};
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, ConnName, RequestId, ShardId};
+use crate::meter::LimitMsg;
 use crate::record::Record;
 use crate::shard::Stats;
 use crate::url::Shape;
@@ -361,6 +362,8 @@ pub enum ShardMsg {
     },
     /// The answer to [`ShardMsg::AskCount`]; 0 where the store could not tell.
     Count { to: CountTo, count: u64 },
+    /// Between a limit's home shard and one that spends of it. Bounded: a question or a recall of each limit at a time.
+    Limit(Box<LimitMsg>),
     /// The shard of an HTTP request to the home shard: remove a channel's messages.
     Clear {
         channel: ChannelKey,
@@ -467,6 +470,7 @@ impl ShardMsg {
                 | Self::AskReplay { .. }
                 | Self::AskCount { .. }
                 | Self::Count { .. }
+                | Self::Limit(_)
                 | Self::Clear { .. }
                 | Self::Cleared { .. }
                 | Self::PresenceEnded { .. }

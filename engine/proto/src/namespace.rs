@@ -6,6 +6,7 @@ use crate::auth::capability::{check_pattern, matches};
 use crate::limits::{
     HISTORY_AGE_MS, HISTORY_MESSAGES_MAX, PRESENCE_EVENTS_MAX, RECOVERY_AGE_MS_MIN,
 };
+use crate::rate::table::{Place, Rates};
 use crate::record::{Retention, Sync};
 
 /// The channels of one pattern. The first that matches a channel counts.
@@ -37,6 +38,9 @@ pub struct Namespace {
     /// many there are.
     #[serde(default = "default_presence_events_max")]
     pub presence_events_max: usize,
+    /// Rates of what concerns these channels.
+    #[serde(default, skip_serializing_if = "Rates::is_empty")]
+    pub rates: Rates,
 }
 
 fn default_presence_events_max() -> usize {
@@ -66,6 +70,7 @@ impl Default for Namespace {
             sync: Sync::Process,
             presence_members_max: None,
             presence_events_max: PRESENCE_EVENTS_MAX,
+            rates: Rates::default(),
         }
     }
 }
@@ -105,9 +110,17 @@ impl Namespaces {
                     RECOVERY_AGE_MS_MIN / 1000
                 ));
             }
+            n.rates
+                .validate(Place::Namespace)
+                .map_err(|e| format!("namespace {:?}: {e}", n.pattern))?;
         }
         all.push(Namespace::default());
         Ok(Self(all))
+    }
+
+    /// In the order in which they are looked through.
+    pub fn iter(&self) -> impl Iterator<Item = &Namespace> {
+        self.0.iter()
     }
 
     /// With `first` before them, which have been checked.

@@ -15,7 +15,8 @@ use crate::ids::ConnId;
 use crate::outbox::Frame;
 use crate::outbox::Outbox;
 use crate::rate::RateWindow;
-use crate::shard::HistorySlot;
+use crate::rate::table::{Bucket, Class, Scope};
+use crate::shard::{HistorySlot, OwnWindow};
 use crate::url::Shape;
 
 /// What a handshake has earned.
@@ -67,6 +68,12 @@ pub struct Session {
     pub publishes_due: u32,
     /// Ends with the answer to the last of them; what it sends meanwhile is not taken.
     pub leaving: bool,
+    /// Subscriptions, likewise.
+    pub subscribe_rate: RateWindow,
+    /// Whatever else is counted by connection.
+    pub windows: Vec<OwnWindow>,
+    /// Its client id's place among those that are counted.
+    pub client: u32,
     /// Malformed messages in the minute that began at `malformed_since_ms`.
     pub malformed: u32,
     pub malformed_since_ms: u64,
@@ -88,8 +95,6 @@ pub struct Session {
 #[derive(Debug, Default)]
 pub struct ConnPresence {
     pub memberships: SmallVec<[Membership; 1]>,
-    /// Presence requests.
-    pub rate: RateWindow,
     /// Requests to enter, update or leave so far.
     pub requests: u32,
     /// `presence.get` requests so far.
@@ -118,6 +123,27 @@ pub struct Membership {
 pub struct GetSlot {
     pub place: u64,
     pub answer: Option<Frame>,
+}
+
+impl Session {
+    /// The window of a limit that is counted by connection.
+    pub fn window(&mut self, scope: Scope, bucket: Bucket) -> &mut RateWindow {
+        if scope == Scope::Connection && bucket == Bucket::wide(Class::Publish) {
+            return &mut self.rate;
+        }
+        if scope == Scope::Connection && bucket == Bucket::wide(Class::Subscribe) {
+            return &mut self.subscribe_rate;
+        }
+        let mut known = self.windows.iter();
+        let at = known.position(|(s, b, _)| (*s, *b) == (scope, bucket));
+        let at = at.unwrap_or_else(|| {
+            self.windows.push((scope, bucket, RateWindow::default()));
+            self.windows.len() - 1
+        });
+        #[expect(clippy::indexing_slicing, reason = "found or made above")]
+        let (.., window) = &mut self.windows[at];
+        window
+    }
 }
 
 /// A connection's slot. What a fan-out touches comes first.

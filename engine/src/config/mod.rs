@@ -17,6 +17,7 @@ use shardwire_proto::auth::app::is_origin;
 use shardwire_proto::auth::jwt::ClaimNames;
 use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFETIME_S_MAX};
 use shardwire_proto::namespace::{Namespace, Namespaces};
+use shardwire_proto::rate::table::Place;
 
 use crate::store::StoreConfig;
 
@@ -315,6 +316,10 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         if let Err(error) = self.limits.validate() {
             reader.problem(error.to_string());
+        }
+        if let Err(error) = self.limits.rates.validate(Place::Process) {
+            let place = reader.place("limits");
+            reader.problem(format!("{place}.{error}"));
         }
         if let Err(error) = Namespaces::new(self.namespace.clone()) {
             let place = reader.place("namespace");

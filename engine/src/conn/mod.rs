@@ -143,7 +143,9 @@ impl<C: Core> ConnTask<C> {
 
     /// Whether reading has to wait; if so the task will be woken when that ends.
     fn must_pause(&self, cx: &Context<'_>) -> bool {
-        if self.runtime.must_pause() {
+        if self.runtime.must_pause() || self.runtime.core.borrow().has_had_its_turn(self.conn) {
+            // Without work of its own left, the turn that wakes it is still to come.
+            self.runtime.schedule_turn();
             self.runtime.paused.borrow_mut().push(cx.waker().clone());
             return true;
         }

@@ -34,7 +34,7 @@ use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
-use super::{Refusal, effective_method, json, read_body};
+use super::{Refusal, effective_method, json, read_body, tell_rate};
 use crate::conn::head::bearer;
 use crate::shard::Server;
 
@@ -177,6 +177,16 @@ pub(super) async fn answer(
     let call = server.http.routes.find(&head.method, &target.path)?;
     let who = authenticate(server, target.query, &head.headers, remote)?;
     call.check_right(&who)?;
+    let rate = server.with(|shard, now| shard.admit_http(&who, now));
+    let rate = rate.map_err(|rate| Refusal {
+        rate: Some(rate),
+        ..Refusal::from(ErrorCode::RateExceeded)
+    })?;
+    if call.endpoint == Endpoint::History
+        && !server.with(|shard, now| shard.admit_http_history(&who, &call.channel, now))
+    {
+        return Err(ErrorCode::RateExceeded.into());
+    }
     let idempotency_key = idempotency_key(&head.headers)?;
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
     let body = match head.method {
@@ -188,7 +198,11 @@ pub(super) async fn answer(
         who: &who,
         idempotency_key: idempotency_key.as_deref(),
     };
-    caller.answer(call, target.query, &body).await
+    let mut response = caller.answer(call, target.query, &body).await?;
+    if let Some(rate) = &rate {
+        tell_rate(response.headers_mut(), rate);
+    }
+    Ok(response)
 }
 
 /// Serves to the operator what the public API serves of one app: `path` is `/admin/apps/{app}/…` where that has

@@ -27,9 +27,10 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
+use shardwire_proto::shard::HttpRate;
 
 pub use self::admin::{AdminSettings, AdminStart, serve_admin};
 use self::cors::Cors;
@@ -218,6 +219,8 @@ struct Refusal {
     status: StatusCode,
     /// The methods that a 405 allows.
     allow: Option<&'static str>,
+    /// Where a 429 comes from a rate of calls.
+    rate: Option<HttpRate>,
 }
 
 impl<E: Into<ProtocolError>> From<E> for Refusal {
@@ -229,6 +232,7 @@ impl<E: Into<ProtocolError>> From<E> for Refusal {
             error,
             status,
             allow: None,
+            rate: None,
         }
     }
 }
@@ -239,6 +243,7 @@ impl Refusal {
             error: ProtocolError::with_text(ErrorCode::BadRequest, "method not allowed"),
             status: StatusCode::METHOD_NOT_ALLOWED,
             allow: Some(allow),
+            rate: None,
         }
     }
 
@@ -250,6 +255,10 @@ impl Refusal {
         let headers = response.headers_mut();
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Some(rate) = &self.rate {
+            tell_rate(headers, rate);
+            return response;
         }
         match self.status.as_u16() {
             401 => {
@@ -263,6 +272,21 @@ impl Refusal {
             _ => {}
         }
         response
+    }
+}
+
+/// The fields of the IETF draft on rate limits, and of a refusal `Retry-After` (RFC 9110, 10.2.3).
+fn tell_rate(headers: &mut HeaderMap, rate: &HttpRate) {
+    let fields = [
+        ("ratelimit-limit", u64::from(rate.limit)),
+        ("ratelimit-remaining", u64::from(rate.remaining)),
+        ("ratelimit-reset", rate.reset_s),
+    ];
+    for (name, value) in fields {
+        headers.insert(name, HeaderValue::from(value));
+    }
+    if let Some(seconds) = rate.retry_after_s {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
 }
 

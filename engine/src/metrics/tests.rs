@@ -24,6 +24,7 @@ fn stats() -> Stats {
         errors: vec![(40003, 4)],
         ..Counters::default()
     };
+    counters.limited[0][3] = 15;
     for us in [10, 16, 17, 40_000, u64::MAX / 2] {
         counters.delivery.record(us);
     }
@@ -38,6 +39,15 @@ fn stats() -> Stats {
         store_pending: 6,
         outbox_bytes: 100,
         mesh_pending: vec![0, 8],
+    }
+}
+
+fn usage() -> UsageStats {
+    UsageStats {
+        lag_ms: 1500,
+        failures: 3,
+        marks_passed: [2, 1],
+        ratios: vec![("shop".into(), "messages_per_day", 0.5)],
     }
 }
 
@@ -77,6 +87,7 @@ fn page() -> String {
         2,
         &[(ShardId(1), Box::new(stats()))],
         Some(&store()),
+        Some(&usage()),
         &process,
     )
 }
@@ -115,6 +126,11 @@ fn every_number_has_its_line() {
         r#"shardwire_ring_bytes{shard="1"} 5000"#,
         r#"shardwire_store_pending{shard="1"} 6"#,
         r#"shardwire_replayed_total{shard="1"} 14"#,
+        r#"shardwire_rate_limited_total{shard="1",class="publish",scope="app"} 15"#,
+        "shardwire_usage_lag_seconds 1.5",
+        "shardwire_usage_write_failures_total 3",
+        r#"shardwire_quota_marks_total{percent="80"} 2"#,
+        r#"shardwire_quota_ratio{app="shop",quota="messages_per_day"} 0.5"#,
         "shardwire_store_failing 1",
         "shardwire_store_queue_operations 21",
         "shardwire_store_queue_bytes 2100",

@@ -22,6 +22,7 @@ use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
 use crate::store::StoreHandle;
 use crate::sys;
 use crate::tls::{Acceptor, Acceptors};
+use crate::usage::{AppTotals, UsageHandle};
 use crate::watchdog::Beats;
 
 /// Everything a shard's thread is given.
@@ -31,6 +32,11 @@ pub(super) struct Plan {
     pub(super) registry: RegistryHandle,
     /// Apps and credentials as they change.
     pub(super) snapshots: Inbox<Arc<Registry>>,
+    pub(super) usage: UsageHandle,
+    /// What apps have used before this start.
+    pub(super) used: AppTotals,
+    /// What they have used since, as it changes.
+    pub(super) totals: Inbox<AppTotals>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -100,6 +106,7 @@ pub(super) async fn run(plan: Plan) {
         store: Some(plan.store),
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
+        usage: Some(plan.usage.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -112,6 +119,8 @@ pub(super) async fn run(plan: Plan) {
     };
     let now = read_clock(plan.clock);
     let mut core = Shard::new(config, now);
+    core.set_totals(&plan.used);
+    core.meet_planned_apps();
     core.import_members(&plan.members, now);
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
@@ -126,7 +135,8 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
-    glommio::spawn_local(tick(server.clone(), plan.registry)).detach();
+    glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
+    glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
     if let Some((beats, every)) = plan.beats {
         glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
     }
@@ -144,6 +154,8 @@ pub(super) async fn run(plan: Plan) {
         ))
         .detach();
     }
+    // What the core has to say to its peers already.
+    server.with(|_, _| ());
     // The main thread waits for it.
     let _ = plan.up.send(());
     loop {
@@ -165,7 +177,11 @@ pub(super) async fn run(plan: Plan) {
                 // The main thread may have stopped waiting.
                 let _ = plan.keep.send(members_to_keep(&server).await);
             }
-            Control::Stop => return,
+            Control::Stop => {
+                // The last of it: connections have ended by now.
+                report_usage(&server, &plan.usage);
+                return;
+            }
         }
     }
 }
@@ -203,7 +219,7 @@ async fn accept_admin(
 /// Between two looks at deadlines.
 const TICK: Duration = Duration::from_millis(250);
 
-async fn tick(server: Server, registry: RegistryHandle) {
+async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
     loop {
         glommio::timer::sleep(TICK).await;
         let uses = server.with(|shard, now| {
@@ -211,7 +227,23 @@ async fn tick(server: Server, registry: RegistryHandle) {
             shard.take_key_uses()
         });
         registry.note_uses(uses);
+        report_usage(&server, &usage);
         sweep(&server).await;
+    }
+}
+
+/// Hands over what apps have used; what is not taken goes with the next.
+fn report_usage(server: &Server, usage: &UsageHandle) {
+    let used = server.with(|shard, _| shard.take_usage());
+    if let Err(used) = usage.report(server.id, used) {
+        server.with(|shard, _| shard.keep_usage(used));
+    }
+}
+
+async fn hear_totals(server: Server, totals: Inbox<AppTotals>) {
+    loop {
+        let totals = totals.recv().await;
+        server.with(|shard, _| shard.set_totals(&totals));
     }
 }
 

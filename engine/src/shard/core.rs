@@ -55,6 +55,12 @@ pub trait Core: Sized + 'static {
     fn flush(&mut self, slot: u32) -> Option<Flush<'_>>;
     /// A connection that is catching up has been flushed whole.
     fn pump(&mut self, _conn: ConnId, _now: Now) {}
+    /// Whether the connection is read on in the next turn only, so that others get theirs.
+    fn has_had_its_turn(&self, _conn: ConnId) -> bool {
+        false
+    }
+    /// The turn is over.
+    fn end_turn(&mut self) {}
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
@@ -180,6 +186,14 @@ impl Core for Shard {
 
     fn flush(&mut self, slot: u32) -> Option<Flush<'_>> {
         Shard::flush(self, slot)
+    }
+
+    fn has_had_its_turn(&self, conn: ConnId) -> bool {
+        Shard::has_had_its_turn(self, conn)
+    }
+
+    fn end_turn(&mut self) {
+        Shard::end_turn(self);
     }
 
     fn pump(&mut self, conn: ConnId, now: Now) {

@@ -38,6 +38,7 @@ use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
+use crate::usage::UsageHandle;
 use mesh::Lane;
 pub use mesh::{Batch, LANE_BATCHES};
 pub use requests::Requests;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub tls: Option<Acceptor>,
     /// Who changes apps and credentials; none where nobody does.
     pub registry: Option<RegistryHandle>,
+    /// Where usage is added up; none where it is not.
+    pub usage: Option<UsageHandle>,
 }
 
 pub struct ShardRuntime<C> {

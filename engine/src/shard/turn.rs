@@ -69,6 +69,7 @@ impl<C: Core> ShardRuntime<C> {
         self.flush();
         self.carry_outputs();
         self.turn_now.set(None);
+        self.core.borrow_mut().end_turn();
         if !self.must_pause() {
             for waker in self.paused.take() {
                 waker.wake();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{APP_ID_BYTES_MAX, APP_NAMESPACES_MAX, NAME_BYTES_MAX};
 use crate::namespace::{Namespace, Namespaces};
 use crate::rate::RateLimit;
+use crate::rate::table::{Place, Rates};
 
 /// An app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,9 @@ pub struct AppSettings {
     /// Where such keys are fetched from: `https://…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwks_url: Option<String>,
+    /// The plan that it has; absent: none, nothing is limited in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
     /// Bounds of the app.
     #[serde(default, skip_serializing_if = "AppLimits::is_default")]
     pub limits: AppLimits,
@@ -69,6 +73,9 @@ pub struct AppLimits {
     /// Subscriptions of a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels_per_conn_max: Option<usize>,
+    /// Rates by class and scope, as in the file's `[limits.rates]`.
+    #[serde(default, skip_serializing_if = "Rates::is_empty")]
+    pub rates: Rates,
     /// Connections of the app. Each shard allows its share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections_max: Option<usize>,
@@ -126,6 +133,10 @@ impl AppSettings {
             }
         }
         let limits = &self.limits;
+        limits
+            .rates
+            .validate(Place::App)
+            .map_err(|e| format!("`limits.{e}`"))?;
         for (name, value) in [
             ("publishBytesMax", limits.publish_bytes_max),
             ("channelsPerConnMax", limits.channels_per_conn_max),

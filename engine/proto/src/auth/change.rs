@@ -9,6 +9,8 @@ use super::app::{App, AppSettings};
 use super::capability::Capabilities;
 use super::key::{KeyInfo, KeyKind};
 use super::revocation::{Revocation, Subject};
+use crate::quota::Plan;
+
 use super::signing::{Algorithm, KeyMaterial, SigningKeyInfo};
 
 /// One change. What names something that is not there is refused with 40400.
@@ -103,6 +105,13 @@ pub enum Change {
         app: String,
         /// What it is to say.
         token: NewToken,
+    },
+    /// Makes or replaces a plan.
+    PutPlan(Plan),
+    /// Removes a plan that no app has.
+    DeletePlan {
+        /// The plan.
+        id: String,
     },
 }
 
@@ -277,6 +286,8 @@ pub enum Changed {
         /// Unix time in ms at which it ends.
         expires_ms: u64,
     },
+    /// The plan as it is.
+    Plan(Plan),
     /// It is gone.
     Deleted {},
 }

@@ -22,13 +22,16 @@ use super::signing::{Algorithm, KeyMaterial, SigningKey};
 use super::{is_valid_client_id, jwt};
 use crate::error::{ErrorCode, ProtocolError};
 use crate::limits::{
-    APPS_MAX, KEYS_PER_APP_MAX, NAME_BYTES_MAX, REVOCATIONS_PER_APP_MAX, ROTATION_OVERLAP_S_MAX,
-    TOKEN_LIFETIME_S_MAX,
+    APPS_MAX, KEYS_PER_APP_MAX, NAME_BYTES_MAX, PLANS_MAX, REVOCATIONS_PER_APP_MAX,
+    ROTATION_OVERLAP_S_MAX, TOKEN_LIFETIME_S_MAX,
 };
+use crate::quota::Plan;
 
 /// What is stored, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DocumentKind {
+    /// A [`Plan`], by its id.
+    Plan,
     /// An [`App`], by its id.
     App,
     /// A [`KeyRecord`], by app and id.
@@ -43,7 +46,8 @@ pub enum DocumentKind {
 
 impl DocumentKind {
     /// All kinds; what a later one refers to is of an earlier one.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::Plan,
         Self::App,
         Self::Key,
         Self::SigningKey,
@@ -55,6 +59,7 @@ impl DocumentKind {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Plan => "plan",
             Self::App => "app",
             Self::Key => "key",
             Self::SigningKey => "signing-key",
@@ -141,18 +146,28 @@ impl Registry {
                 })
                 .collect()
         }
-        Self::new(
+        let mut registry = Self::new(
             read::<App>(documents, DocumentKind::App)?,
             read::<KeyRecord>(documents, DocumentKind::Key)?,
             read::<SigningKey>(documents, DocumentKind::SigningKey)?,
             read::<Revocation>(documents, DocumentKind::Revocation)?,
-        )
+        )?;
+        for plan in read::<Plan>(documents, DocumentKind::Plan)? {
+            plan.validate()?;
+            registry
+                .plans
+                .insert(plan.id.as_str().into(), Arc::new(plan));
+        }
+        Ok(registry)
     }
 
     /// Everything, as it is stored.
     #[must_use]
     pub fn documents(&self) -> Vec<DocumentChange> {
         let mut all = Vec::new();
+        for plan in self.plans.values() {
+            all.push(put(DocumentKind::Plan, plan.id.clone(), &**plan));
+        }
         for entry in self.apps.values() {
             all.push(put(DocumentKind::App, entry.app.id.clone(), &*entry.app));
             for key in entry.keys.values() {
@@ -310,7 +325,34 @@ impl Edit<'_> {
                 Ok(Changed::Deleted {})
             }
             Change::MintToken { app, token } => self.mint(&app, &token),
+            Change::PutPlan(plan) => self.put_plan(plan),
+            Change::DeletePlan { id } => self.delete_plan(&id),
         }
+    }
+
+    fn put_plan(&mut self, plan: Plan) -> Outcome {
+        plan.validate().map_err(refused)?;
+        let id = plan.id.as_str();
+        if self.next.plans.len() >= PLANS_MAX && !self.next.plans.contains_key(id) {
+            return Err(refused("there are as many plans as there may be"));
+        }
+        self.documents
+            .push(put(DocumentKind::Plan, plan.id.clone(), &plan));
+        let shared = Arc::new(plan.clone());
+        self.next.plans.insert(id.into(), shared);
+        Ok(Changed::Plan(plan))
+    }
+
+    /// Not while an app has it.
+    fn delete_plan(&mut self, id: &str) -> Outcome {
+        let mut apps = self.next.apps.values();
+        if let Some(entry) = apps.find(|entry| entry.app.settings.plan.as_deref() == Some(id)) {
+            return Err(refused(format!("app {} has the plan", entry.app.id)));
+        }
+        self.next.plans.remove(id).ok_or(ErrorCode::NotFound)?;
+        self.documents
+            .push(delete(DocumentKind::Plan, id.to_owned()));
+        Ok(Changed::Deleted {})
     }
 
     fn create_app(&mut self, new: NewApp) -> Outcome {
@@ -341,6 +383,11 @@ impl Edit<'_> {
     }
 
     fn put_app(&mut self, app: App) -> Outcome {
+        if let Some(plan) = &app.settings.plan
+            && !self.next.plans.contains_key(plan.as_str())
+        {
+            return Err(refused(format!("there is no plan {plan:?}")));
+        }
         app.validate().map_err(refused)?;
         self.documents
             .push(put(DocumentKind::App, app.id.clone(), &app));

@@ -16,6 +16,7 @@ use super::revocation::{Holder, Revocation};
 use super::signing::SigningKey;
 use super::{Caller, Credential};
 use crate::error::{ErrorCode, ProtocolError};
+use crate::quota::Plan;
 
 /// A signing key, ready to verify.
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ pub struct Registry {
     pub(super) ring: KeyRing,
     /// By kid.
     pub(super) signing_keys: BTreeMap<Box<str>, Verifier>,
+    /// By id.
+    pub(super) plans: BTreeMap<Box<str>, Arc<Plan>>,
 }
 
 /// What a request presents. Not `Debug`: it holds secrets.
@@ -134,6 +137,23 @@ impl Registry {
         self.apps
             .get(app)
             .is_some_and(|entry| !entry.fetched.is_empty())
+    }
+
+    /// A plan.
+    #[must_use]
+    pub fn plan(&self, id: &str) -> Option<&Arc<Plan>> {
+        self.plans.get(id)
+    }
+
+    /// All plans, by id.
+    pub fn plans(&self) -> impl Iterator<Item = &Arc<Plan>> {
+        self.plans.values()
+    }
+
+    /// The plan that an app has.
+    #[must_use]
+    pub fn plan_of(&self, app: &App) -> Option<&Arc<Plan>> {
+        self.plan(app.settings.plan.as_deref()?)
     }
 
     /// An app.

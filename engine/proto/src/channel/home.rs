@@ -28,6 +28,7 @@ use crate::ids::{ChannelKey, Now, ShardId};
 use crate::limits::{LATE_COMMIT_MS, LATE_DELIVERY_MS};
 use crate::msg::{LocalRef, Origin};
 use crate::namespace::Settings;
+use crate::rate::RateWindow;
 use crate::record::{Loaded, Record, StoredChannel};
 use crate::wire::wsocket::Position;
 
@@ -45,6 +46,10 @@ pub struct HomeChannel {
     /// Stands for this channel alone in the dedup table; never given twice.
     pub number: u64,
     pub settings: Settings,
+    /// Index of the app among those of the shard.
+    pub account: u32,
+    /// Publishes, where the channel is limited.
+    pub window: Option<Box<RateWindow>>,
     last_timestamp: u64,
     pub log: LogState,
     /// Up to which sequence everything was delivered, where a log had to be given up.
@@ -135,14 +140,14 @@ impl HomeChannels {
             .copied()
     }
 
-    /// Finds or makes the channel; `settings` is asked for those of one that is made.
+    /// Finds or makes the channel; `settings` is asked for those of one that is made, and for its app's index.
     pub fn enter(
         &mut self,
         app: &Arc<str>,
         name: &str,
         hash: u64,
         now: Now,
-        settings: impl FnOnce() -> Settings,
+        settings: impl FnOnce() -> (Settings, u32),
     ) -> u32 {
         if let Some(slot) = self.find(app, name, hash) {
             if let Some(channel) = self.get_mut(slot) {
@@ -151,6 +156,7 @@ impl HomeChannels {
             return slot;
         }
         self.made += 1;
+        let (settings, account) = settings();
         let channel = HomeChannel {
             number: self.made,
             key: ChannelKey {
@@ -158,7 +164,9 @@ impl HomeChannels {
                 name: name.into(),
             },
             hash,
-            settings: settings(),
+            settings,
+            account,
+            window: None,
             last_timestamp: 0,
             log: LogState::Unknown,
             delivered: None,

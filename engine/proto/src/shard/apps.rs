@@ -8,10 +8,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Options;
-use crate::auth::app::App;
+use crate::auth::app::{App, AppLimits};
 use crate::auth::registry::Registry;
+use crate::limits::default_rates;
 use crate::namespace::{Namespaces, Settings};
+use crate::quota::Plan;
 use crate::rate::RateLimit;
+use crate::rate::table::{Rates, Scopes, Setting};
 
 /// An app's settings in force.
 #[derive(Debug, Clone)]
@@ -22,6 +25,9 @@ pub(super) struct Policy {
     pub(super) allowed_origins: Vec<String>,
     pub(super) hello: bool,
     pub(super) publish_rate: RateLimit,
+    /// Of app and process.
+    pub(super) rates: Rates,
+    pub(super) plan: Option<Arc<Plan>>,
     pub(super) publish_bytes_max: usize,
     pub(super) channels_per_conn_max: usize,
     /// This shard's share.
@@ -29,7 +35,18 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    fn new(options: &Options, app: Option<&App>, shards: u16) -> Self {
+    /// What is kept of a channel.
+    pub(super) fn settings(&self, channel: &str) -> Settings {
+        let mut settings = self.namespaces.of(channel);
+        let plan = self.plan.as_deref();
+        if let Some(ttl_s) = plan.and_then(|plan| plan.history_ttl_s_max) {
+            let age_ms = &mut settings.retention.age_ms;
+            *age_ms = ttl_s.saturating_mul(1000).min(*age_ms);
+        }
+        settings
+    }
+
+    fn new(options: &Options, app: Option<&App>, plan: Option<&Arc<Plan>>, shards: u16) -> Self {
         let limits = &options.limits;
         let process = Self {
             namespaces: options.namespaces.clone(),
@@ -37,6 +54,8 @@ impl Policy {
             allowed_origins: options.allowed_origins.clone(),
             hello: options.hello,
             publish_rate: limits.publish_rate,
+            rates: limits.rates.or(&default_rates(limits.publish_rate)),
+            plan: None,
             publish_bytes_max: limits.publish_bytes_max,
             channels_per_conn_max: limits.channels_per_conn_max,
             connections_max: usize::MAX,
@@ -57,17 +76,31 @@ impl Policy {
                 .unwrap_or(process.allowed_origins),
             hello: settings.hello.unwrap_or(process.hello),
             publish_rate: own.publish_rate.unwrap_or(process.publish_rate),
+            rates: own_rates(own).or(&process.rates),
+            plan: plan.cloned(),
             publish_bytes_max: own
                 .publish_bytes_max
-                .map_or(process.publish_bytes_max, |own| {
-                    own.min(process.publish_bytes_max)
-                }),
+                .into_iter()
+                .chain(plan.and_then(|plan| plan.message_bytes_max))
+                .fold(process.publish_bytes_max, usize::min),
             channels_per_conn_max: own
                 .channels_per_conn_max
                 .unwrap_or(process.channels_per_conn_max),
             connections_max: own.connections_max.map_or(usize::MAX, share),
         }
     }
+}
+
+/// Rates of an app; its rate of publishes may be written in two places.
+fn own_rates(own: &AppLimits) -> Rates {
+    let publish = Rates {
+        publish: Scopes {
+            connection: own.publish_rate.map(Setting::Limit),
+            ..Scopes::default()
+        },
+        ..Rates::default()
+    };
+    own.rates.or(&publish)
 }
 
 #[derive(Debug)]
@@ -104,7 +137,7 @@ impl Apps {
         let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         self.entries.push(Entry {
             name: name.clone(),
-            policy: Policy::new(options, app, shards),
+            policy: Policy::new(options, app, app.and_then(|a| registry.plan_of(a)), shards),
             conns: 0,
         });
         self.by_name.insert(name, index);
@@ -119,9 +152,10 @@ impl Apps {
         }
         for entry in &mut self.entries {
             let app = registry.app(&entry.name).map(|app| &**app);
-            entry.policy = Policy::new(options, app, shards);
+            let plan = app.and_then(|a| registry.plan_of(a));
+            entry.policy = Policy::new(options, app, plan, shards);
         }
-        self.fallback = Some(Box::new(Policy::new(options, None, shards)));
+        self.fallback = Some(Box::new(Policy::new(options, None, None, shards)));
     }
 
     pub(super) fn name(&self, index: u32) -> Option<&Arc<str>> {
@@ -138,7 +172,12 @@ impl Apps {
         let policy = index.and_then(|index| self.policy(index));
         policy
             .or(self.fallback.as_deref())
-            .map_or_else(Settings::default, |policy| policy.namespaces.of(channel))
+            .map_or_else(Settings::default, |policy| policy.settings(channel))
+    }
+
+    /// Apps met so far; indices are below it.
+    pub(super) fn len(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
     /// Whether one more connection of the app may open.

@@ -11,6 +11,7 @@ use crate::auth::is_valid_client_id;
 use crate::auth::registry::Presented;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now};
+use crate::meter::NO_CLIENT;
 use crate::outbox::Frame;
 use crate::session::{ConnState, Grant, Session};
 use crate::url::{Query, Target};
@@ -53,6 +54,7 @@ impl Shard {
         random: [u8; 16],
         now: Now,
     ) -> Result<Grant, ProtocolError> {
+        self.check_address(handshake.remote, now)?;
         let Target { path, query } = crate::url::parse_target(handshake.target);
         if path != "/" && path != "/ws" {
             return Err(ProtocolError::with_text(
@@ -82,6 +84,9 @@ impl Shard {
         let renewed = self
             .registry
             .renew(app, credential, &client_id, now.unix_ms)?;
+        let is_exempt = caller.credential.is_server_key();
+        let named_id = named.then_some(&client_id);
+        self.check_connect(app_index, named_id, is_exempt, now)?;
         Ok(Grant {
             app: self.intern(&caller.app.id),
             app_index,
@@ -141,6 +146,9 @@ impl Shard {
                 rate: Default::default(),
                 publishes_due: 0,
                 leaving: false,
+                subscribe_rate: Default::default(),
+                windows: Vec::new(),
+                client: NO_CLIENT,
                 malformed: 0,
                 malformed_since_ms: now.mono_ms(),
                 catchup: None,
@@ -154,6 +162,7 @@ impl Shard {
         );
         self.counters.opened += 1;
         self.apps.count_opened(app_index);
+        self.note_opened(conn, now);
         let due = now.mono_s() + self.heartbeat_s();
         let due = due.min(self.expiry_due_s(ends_ms, now).unwrap_or(due));
         self.wheel.schedule(conn, due);
@@ -181,6 +190,7 @@ impl Shard {
         };
         c.last_in_s = now.mono_s();
         self.counters.messages_in += 1;
+        self.count_in_turn(conn);
         self.counters.bytes_in += payload.len() as u64;
         match parse_request(payload) {
             Ok(Request::Publish {
@@ -281,6 +291,7 @@ impl Shard {
             self.counters.count_close(&CloseCause::PeerGone);
             self.leave_all(conn, &CloseCause::PeerGone, now);
         }
+        self.note_released(conn, now);
         if let Some(c) = self.conns.get(conn) {
             self.apps.count_released(c.session.grant.app_index);
         }

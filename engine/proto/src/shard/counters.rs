@@ -1,6 +1,7 @@
 //! What a shard has counted since its start.
 
 use crate::error::{CloseCause, ErrorCode};
+use crate::rate::table::{Class, Scope};
 
 /// Plain numbers: the shard is their only writer, the driver publishes copies.
 #[derive(Debug, Default, Clone)]
@@ -38,6 +39,8 @@ pub struct Counters {
     pub closed: Vec<(&'static str, u64)>,
     /// Errors told to clients, by code.
     pub errors: Vec<(u16, u64)>,
+    /// What was refused for a rate, by class and scope.
+    pub limited: [[u64; Scope::ALL.len()]; Class::ALL.len()],
     /// Requests of the HTTP API.
     pub http_requests: u64,
     /// Connections that ended before a request or handshake was read: garbage, deadline, gone.
@@ -110,6 +113,13 @@ impl Histogram {
 impl Counters {
     pub fn count_close(&mut self, cause: &CloseCause) {
         bump(&mut self.closed, cause.label(), 1);
+    }
+
+    pub fn count_limited(&mut self, class: Class, scope: Scope) {
+        let scopes = self.limited.get_mut(class.index());
+        if let Some(count) = scopes.and_then(|scopes| scopes.get_mut(scope.index())) {
+            *count += 1;
+        }
     }
 
     pub fn count_error(&mut self, code: ErrorCode) {

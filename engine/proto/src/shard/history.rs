@@ -15,6 +15,7 @@ use crate::limits::{
     HISTORY_PAGE_TIES_MAX, Limits, REPLAY_OUTBOX_BYTES,
 };
 use crate::outbox::Frame;
+use crate::rate::table::Class;
 use crate::record::{Page, StoreAnswer, StoreError};
 use crate::url::Shape;
 use crate::wire::wsocket::{PageRequest, write_error, write_history};
@@ -35,7 +36,7 @@ impl Shard {
         request: PageRequest,
         now: Now,
     ) {
-        if let Err(code) = self.ask_for_history(conn, channel, request) {
+        if let Err(code) = self.ask_for_history(conn, channel, request, now) {
             self.error(conn, &code.into(), Some(channel), None, now);
         }
     }
@@ -45,6 +46,7 @@ impl Shard {
         conn: ConnId,
         channel: &str,
         request: PageRequest,
+        now: Now,
     ) -> Result<(), ErrorCode> {
         channel_name::validate(channel, self.options.utf8_channel_names)?;
         let Some(c) = self.conns.open_mut(conn) else {
@@ -61,6 +63,13 @@ impl Shard {
         if session.histories.len() >= HISTORIES_PER_CONN_MAX {
             return Err(ErrorCode::RateExceeded);
         }
+        if !self.admit(conn, Class::History, channel, now) {
+            return Err(ErrorCode::RateExceeded);
+        }
+        let Some(c) = self.conns.open_mut(conn) else {
+            return Ok(());
+        };
+        let session = &mut c.session;
         let bytes_max = if session.grant.shape == Shape::Mirrored {
             HISTORY_PAGE_MIRRORED_BYTES_MAX
         } else {

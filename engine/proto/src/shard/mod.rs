@@ -22,6 +22,7 @@ mod conn;
 mod counters;
 mod history;
 mod kept;
+mod limit;
 mod lookup;
 mod members;
 mod presence;
@@ -40,6 +41,8 @@ pub use conn::Handshake;
 pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
 pub use kept::KeptMember;
+pub use limit::HttpRate;
+pub(crate) use limit::OwnWindow;
 pub use publish::PublishItem;
 
 use hashbrown::HashMap;
@@ -54,6 +57,7 @@ use crate::error::{CloseCause, ErrorCode};
 use crate::guard::Guard;
 use crate::ids::{ConnId, ConnName, Now, Placement, RequestId, ShardId};
 use crate::limits::{Limits, MESH_PENDING_BYTES_MAX, RING_AGE_MS_MAX, RING_BYTES_MAX};
+use crate::meter::Meters;
 use crate::msg::{Answer, Published, ShardMsg};
 use crate::namespace::{Namespaces, Settings};
 use crate::outbox::{Frame, Outbox};
@@ -189,6 +193,10 @@ pub struct Shard {
     /// State of the generator behind server-made message ids.
     random: u64,
     apps: Apps,
+    /// What is counted by app and client id.
+    meters: Meters,
+    /// Handshakes by address.
+    handshakes: Guard,
     /// Addresses that present wrong credentials.
     guard: Guard,
     key_uses: KeyUses,
@@ -230,12 +238,15 @@ impl Shard {
         let rings = RingBudget::new(config.options.ring_bytes_max, RING_AGE_MS_MAX);
         let mut apps = Apps::default();
         apps.reconfigure(&config.options, &config.registry, config.placement.shards());
+        let meters = Meters::new(config.id, config.placement.clone(), config.seed, now);
         Self {
             id: config.id,
             placement: config.placement,
             options: config.options,
             random: config.seed,
             apps,
+            meters,
+            handshakes: Guard::default(),
             guard: Guard::default(),
             key_uses: KeyUses::default(),
             http_rates: HashMap::default(),
@@ -325,6 +336,7 @@ impl Shard {
                 to,
             } => self.handle_ask_count(&channel, hash, timestamp, to, now),
             ShardMsg::Count { to, count } => self.handle_count(to, count, now),
+            ShardMsg::Limit(msg) => self.handle_limit(from, *msg, now),
             ShardMsg::Clear {
                 channel,
                 hash,
@@ -522,9 +534,16 @@ impl Shard {
 
     /// The home entry of a channel of this shard.
     fn enter_home(&mut self, app: &Arc<str>, name: &str, hash: u64, now: Now) -> u32 {
-        let apps = &self.apps;
-        self.home
-            .enter(app, name, hash, now, || apps.settings(app, name))
+        let (apps, options, registry) = (&mut self.apps, &self.options, &self.registry);
+        let shards = self.placement.shards();
+        let slot = self.home.enter(app, name, hash, now, || {
+            let index = apps.enter(app, options, registry, shards);
+            (apps.settings(app, name), index)
+        });
+        if let Some(index) = self.home.get(slot).map(|c| c.account) {
+            self.meet_app(index);
+        }
+        slot
     }
 
     /// Whether a publish towards this shard has to be refused.
@@ -565,11 +584,6 @@ impl Shard {
     fn intern(&mut self, app: &str) -> Arc<str> {
         let index = self.app_index(app);
         self.apps.name(index).cloned().unwrap_or_else(|| app.into())
-    }
-
-    fn app_index(&mut self, app: &str) -> u32 {
-        let shards = self.placement.shards();
-        self.apps.enter(app, &self.options, &self.registry, shards)
     }
 
     /// The next of this shard's random numbers (splitmix64; for ids that need no secrecy).

@@ -25,6 +25,7 @@ use crate::ids::{ChannelKey, ConnId, ConnName, Now};
 use crate::limits::{PRESENCE_GETS_PER_CONN_MAX, PRESENCE_LATE_END_MS};
 use crate::msg::{LocalRef, Presence, PresenceOp, ShardMsg};
 use crate::outbox::Frame;
+use crate::rate::table::Class;
 use crate::session::{ConnPresence, GetSlot, Membership};
 use crate::url::Shape;
 use crate::wire::wsocket::{FrameEncoder, PresenceRequest, write_notice};
@@ -74,10 +75,7 @@ impl Shard {
             return Err(ErrorCode::NotPermitted);
         }
         let (app, client_id) = (grant.app.clone(), grant.client_id.clone());
-        let limit = self.options.limits.presence_rate;
-        let admitted = self.acquire_rate(conn, Some(limit), now, |session| {
-            &mut session.presence.get_or_insert_default().rate
-        });
+        let admitted = self.admit(conn, Class::Presence, channel, now);
         if !admitted {
             return Err(ErrorCode::RateExceeded);
         }

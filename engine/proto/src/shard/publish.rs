@@ -17,9 +17,8 @@ use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
-use crate::rate::{RateLimit, RateWindow};
+use crate::rate::table::Class;
 use crate::record::Record;
-use crate::session::Session;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
 /// A message as it is delivered.
@@ -65,12 +64,8 @@ impl Shard {
         let app_index = grant.app_index;
         let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
-        let limit = self
-            .apps
-            .policy(app_index)
-            .map(|policy| policy.publish_rate);
         let checked = self.check_publish(permitted, item).and_then(|()| {
-            if self.acquire_rate(conn, limit, now, |session| &mut session.rate) {
+            if self.admit(conn, Class::Publish, &item.channel, now) {
                 Ok(())
             } else {
                 Err(ErrorCode::RateExceeded)
@@ -118,7 +113,8 @@ impl Shard {
         let routed = self
             .check_publish(caller.permits(&item.channel, Ops::PUBLISH), item)
             .and_then(|()| {
-                let admitted = self.acquire_http_rate(caller, app_index, now);
+                let admitted = self.acquire_http_rate(caller, app_index, now)
+                    && self.admit_for_app(app_index, Class::Publish, &item.channel, now);
                 admitted.then_some(()).ok_or(ErrorCode::RateExceeded)
             })
             .and_then(|()| self.check_size(app_index, item))
@@ -150,31 +146,6 @@ impl Shard {
             return Err(ErrorCode::TooLarge);
         }
         Ok(())
-    }
-
-    /// Counts a request against one of a connection's rate limits. Connections made with a server
-    /// key have none of their own (contract D25).
-    pub(super) fn acquire_rate(
-        &mut self,
-        conn: ConnId,
-        limit: Option<RateLimit>,
-        now: Now,
-        window: impl FnOnce(&mut Session) -> &mut RateWindow,
-    ) -> bool {
-        let (Some(c), Some(limit)) = (self.conns.open_mut(conn), limit) else {
-            return true;
-        };
-        if c.session.grant.credential.is_server_key() {
-            return true;
-        }
-        let window = window(&mut c.session);
-        if window.try_acquire(now.mono_ms(), &limit) {
-            return true;
-        }
-        if window.windows_over() >= self.options.limits.rate_windows_over_max {
-            self.close(conn, CloseCause::RateAbuse, now);
-        }
-        false
     }
 
     /// Hands a checked publish to its home shard.
@@ -231,7 +202,9 @@ impl Shard {
                 Err(_) => Some(ErrorCode::Unavailable),
             }
         } else {
-            self.check_room(slot, persist).err()
+            self.check_room(slot, persist)
+                .and_then(|()| self.admit_at_home(slot, now))
+                .err()
         };
         if let Some(code) = refused {
             self.counters.publishes_refused += 1;
@@ -247,7 +220,7 @@ impl Shard {
         let generation = self.store_generation();
         match self.home.order(slot, draft, persist, generation, now) {
             Some(Ordered::Ephemeral(position)) => {
-                self.counters.published += 1;
+                self.count_accepted(slot);
                 self.confirm(
                     publish.origin,
                     publish.channel,
@@ -267,6 +240,7 @@ impl Shard {
             Some(Ordered::Stored(record)) => self.store_append(slot, record),
             Some(Ordered::Duplicate(position)) => {
                 self.counters.duplicates += 1;
+                self.unadmit_at_home(slot);
                 self.confirm(
                     publish.origin,
                     publish.channel,
@@ -276,7 +250,10 @@ impl Shard {
                     now,
                 );
             }
-            Some(Ordered::Joined) => self.counters.duplicates += 1,
+            Some(Ordered::Joined) => {
+                self.counters.duplicates += 1;
+                self.unadmit_at_home(slot);
+            }
             None => debug_assert!(false, "the log is known: it was looked at above"),
         }
     }
@@ -307,7 +284,7 @@ impl Shard {
             timestamp: record.timestamp,
             sequence: Some(record.sequence),
         };
-        self.counters.published += 1;
+        self.count_accepted(slot);
         for (index, origin) in pending.origins.iter().enumerate() {
             self.confirm(*origin, &channel, &record.id, position, index > 0, now);
         }
@@ -482,6 +459,7 @@ impl Shard {
         let limits = &self.options.limits;
         let now_s = now.mono_s();
         let mut delivered = 0u64;
+        let mut account = None;
         let mut too_slow = Vec::new();
         for &slot in channel.subscribers() {
             let Some(conn) = self.conns.at_mut(slot) else {
@@ -493,6 +471,7 @@ impl Shard {
             conn.outbox.push(frame.clone());
             conn.last_out_s = now_s;
             delivered += 1;
+            account.get_or_insert_with(|| conn.session.grant.app_index);
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push(slot);
@@ -506,6 +485,9 @@ impl Shard {
             }
         }
         self.counters.deliveries += delivered;
+        if let Some(account) = account {
+            self.meters.count_deliveries(account, delivered);
+        }
         self.counters.bytes_queued += delivered * frame.len() as u64;
         if delivered > 0 {
             self.delivered_us.push(accepted_us);

@@ -286,6 +286,10 @@ impl Shard {
         if subscribed.is_none() && c.subscriptions.len() >= most {
             return Err(ErrorCode::ChannelLimit);
         }
+        let index = c.session.grant.app_index;
+        if self.local.find(&app, &job.channel, hash).is_none() {
+            self.take_channel(index, now)?;
+        }
         let (slot, entered) = self.local.enter(&app, &job.channel, hash);
         // Held before it leaves the list of subscribers, so that the entry stays.
         self.local.hold(slot, conn);

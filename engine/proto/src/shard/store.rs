@@ -157,6 +157,7 @@ impl Shard {
     }
 
     fn refuse_pending(&mut self, slot: u32, pending: &Pending, now: Now) {
+        self.unadmit_at_home(slot);
         let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
             return;
         };

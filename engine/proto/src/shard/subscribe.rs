@@ -16,6 +16,7 @@ use crate::channel_name;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, Now, ShardId};
 use crate::msg::{LocalRef, ShardMsg};
+use crate::rate::table::Class;
 use crate::wire::wsocket::{SubscribeFrom, write_subscribed, write_unsubscribed};
 
 impl Shard {
@@ -27,7 +28,9 @@ impl Shard {
         from: Option<SubscribeFrom>,
         now: Now,
     ) {
+        let admitted = self.admit(conn, Class::Subscribe, channel, now);
         let done = match from {
+            _ if !admitted => Err(ErrorCode::RateExceeded),
             Some(from) => self.subscribe_from(conn, channel, from, now),
             None => self.subscribe(conn, channel, now),
         };
@@ -63,6 +66,13 @@ impl Shard {
         if !known && c.subscriptions.len() >= most {
             return Err(ErrorCode::ChannelLimit);
         }
+        let index = grant.app_index;
+        if self.local.find(&app, channel, hash).is_none() {
+            self.take_channel(index, now)?;
+        }
+        let Some(c) = self.conns.open_mut(conn) else {
+            return Ok(());
+        };
         let (slot, found) = self.local.enter(&app, channel, hash);
         if !known {
             let place = u16::try_from(c.subscriptions.len()).unwrap_or(u16::MAX);
@@ -178,7 +188,9 @@ impl Shard {
         now: Now,
     ) {
         let slot = self.enter_home(&channel.app, &channel.name, hash, now);
+        let was = !self.home.interested(slot).is_empty();
         self.home.add_interest(slot, from, local);
+        self.note_interest(slot, was, true, now);
         if from == self.id {
             self.handle_interest_ready(local, now);
         } else {
@@ -195,7 +207,9 @@ impl Shard {
         now: Now,
     ) {
         if let Some(slot) = self.home.find(&channel.app, &channel.name, hash) {
+            let was = !self.home.interested(slot).is_empty();
             self.home.remove_interest(slot, from, local, now);
+            self.note_interest(slot, was, false, now);
         }
     }
 

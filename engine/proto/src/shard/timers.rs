@@ -24,6 +24,7 @@ impl Shard {
         }
         self.check_ends(now);
         self.home.expire(now);
+        self.tick_limits(now);
         self.load_given_up(now);
         self.tick_presence(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {

@@ -59,7 +59,7 @@ impl Caller<'_> {
     }
 
     /// A page of a list in the order of its ids.
-    fn page<'s, T: Serialize>(
+    pub(super) fn page<'s, T: Serialize>(
         &self,
         name: &str,
         entries: impl Iterator<Item = (&'s str, T)>,
@@ -149,7 +149,7 @@ impl Caller<'_> {
         })
     }
 
-    fn registry(&self) -> Result<&RegistryHandle, ErrorCode> {
+    pub(super) fn registry(&self) -> Result<&RegistryHandle, ErrorCode> {
         self.server
             .settings
             .registry

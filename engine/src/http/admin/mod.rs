@@ -13,6 +13,7 @@ mod apps;
 mod connections;
 mod document;
 mod node;
+mod plans;
 mod probe;
 mod routes;
 
@@ -169,7 +170,7 @@ async fn answer(
         return api::answer_for_app(&head, path, target.query, body, server, pace).await;
     };
     let body = match head.method {
-        Method::POST | Method::PATCH => read_body(body, BODY_BYTES_MAX, pace).await?,
+        Method::POST | Method::PATCH | Method::PUT => read_body(body, BODY_BYTES_MAX, pace).await?,
         _ => Bytes::new(),
     };
     let caller = Caller {
@@ -235,6 +236,9 @@ impl Caller<'_> {
             | Endpoint::Revoke
             | Endpoint::DeleteRevocation
             | Endpoint::MintToken => self.change().await,
+            Endpoint::Plans | Endpoint::Plan => self.plans(),
+            Endpoint::PutPlan | Endpoint::DeletePlan => self.change_plan().await,
+            Endpoint::Usage => self.usage().await,
         }
     }
 

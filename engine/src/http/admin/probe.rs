@@ -16,6 +16,7 @@ use crate::http::{Refusal, Stage, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
 use crate::store::StoreHandle;
+use crate::usage::UsageHandle;
 
 /// A transaction that takes longer has a disk that hangs: a checkpoint on a slow one takes a second.
 const STORE_WAIT_MAX_MS: u64 = 5000;
@@ -75,7 +76,14 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     // Counting open descriptors may take the kernel a while, which the shard must not spend.
     let process = glommio::executor().spawn_blocking(Process::read).await;
     let store = server.settings.store.as_ref().map(StoreHandle::stats);
-    let text = metrics::render(settings.shards, &shards, store.as_ref(), &process);
+    let usage = server.settings.usage.as_ref().map(UsageHandle::stats);
+    let text = metrics::render(
+        settings.shards,
+        &shards,
+        store.as_ref(),
+        usage.as_ref(),
+        &process,
+    );
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(

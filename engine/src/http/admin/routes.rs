@@ -42,6 +42,11 @@ pub(super) enum Endpoint {
     Revoke,
     DeleteRevocation,
     MintToken,
+    Plans,
+    Plan,
+    PutPlan,
+    DeletePlan,
+    Usage,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -66,7 +71,7 @@ const fn resource(
 }
 
 /// Every path. `{id}` is what the last part of a path names.
-pub(super) const RESOURCES: [Resource; 16] = [
+pub(super) const RESOURCES: [Resource; 19] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -156,6 +161,21 @@ pub(super) const RESOURCES: [Resource; 16] = [
         "/admin/apps/{app}/tokens",
         "POST",
         &[("POST", Endpoint::MintToken)],
+    ),
+    resource(
+        "/admin/apps/{app}/usage",
+        "GET, HEAD",
+        &[("GET", Endpoint::Usage)],
+    ),
+    resource("/admin/plans", "GET, HEAD", &[("GET", Endpoint::Plans)]),
+    resource(
+        "/admin/plans/{id}",
+        "GET, HEAD, PUT, DELETE",
+        &[
+            ("GET", Endpoint::Plan),
+            ("PUT", Endpoint::PutPlan),
+            ("DELETE", Endpoint::DeletePlan),
+        ],
     ),
 ];
 

@@ -92,6 +92,7 @@ impl Node {
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
+                usage: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),

@@ -1,4 +1,4 @@
-//! Rate limiting: a sliding window in two counters.
+//! A sliding window in two counters.
 //!
 //! One [`RateWindow`] per limited thing (connection, client id, channel, app); the [`RateLimit`] is shared and passed
 //! in, and so is the time. It decides and counts; what a refusal leads to is the caller's (contract D25).
@@ -163,6 +163,59 @@ impl RateWindow {
             self.over_current = true;
         }
         admitted
+    }
+
+    /// Counts `count` together and returns true if the limit admits them all at `now_ms`; otherwise counts a refusal
+    /// and none of them.
+    pub fn try_acquire_all(&mut self, now_ms: u64, limit: &RateLimit, count: u32) -> bool {
+        let admitted = count <= self.room(now_ms, limit);
+        if admitted {
+            self.current += count;
+        } else {
+            self.over_current = true;
+        }
+        admitted
+    }
+
+    /// How many the limit admits at `now_ms`.
+    pub fn room(&mut self, now_ms: u64, limit: &RateLimit) -> u32 {
+        self.advance(now_ms, limit.span_ms);
+        let span = u128::from(limit.span_ms);
+        let left = limit.span_ms - self.elapsed(now_ms, limit);
+        let free = (u128::from(limit.burst) * span)
+            .saturating_sub(u128::from(self.previous) * u128::from(left));
+        let room = free.div_ceil(span.max(1));
+        u32::try_from(room)
+            .unwrap_or(u32::MAX)
+            .saturating_sub(self.current)
+    }
+
+    /// Counts `count` whether or not there is room for them.
+    pub fn charge(&mut self, now_ms: u64, limit: &RateLimit, count: u32) {
+        self.advance(now_ms, limit.span_ms);
+        self.current = self.current.saturating_add(count);
+    }
+
+    /// Takes back `count` of those counted at `at_ms`. What has left the window by `now_ms` is gone anyway.
+    pub fn give_back(&mut self, now_ms: u64, limit: &RateLimit, at_ms: u64, count: u32) {
+        self.advance(now_ms, limit.span_ms);
+        if at_ms >= self.start_ms {
+            self.current = self.current.saturating_sub(count);
+        } else if self.start_ms - at_ms <= limit.span_ms {
+            self.previous = self.previous.saturating_sub(count);
+        }
+    }
+
+    /// Counts a refusal that another limit has brought about, in spans of this one.
+    pub fn note_refused(&mut self, now_ms: u64, limit: &RateLimit) {
+        self.advance(now_ms, limit.span_ms);
+        self.over_current = true;
+    }
+
+    /// Whether it is as good as unused at `now_ms`: nothing of it counts any more.
+    #[must_use]
+    pub fn is_over(&self, now_ms: u64, limit: &RateLimit) -> bool {
+        now_ms.saturating_sub(self.start_ms) >= 2 * limit.span_ms
     }
 
     /// Spans in a row, the current one included, in which at least one was refused, as of the last
@@ -331,6 +384,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_is_admitted_again_and_in_its_own_span_alone() {
+        let limit = limit(10, 1000, 10);
+        let mut window = RateWindow::default();
+        assert!(window.try_acquire_all(5000, &limit, 10));
+        assert!(!window.try_acquire_all(5001, &limit, 1));
+        window.give_back(5002, &limit, 5000, 4);
+        assert_eq!(window.room(5002, &limit), 4);
+        window.charge(5003, &limit, 4);
+        // Half of the previous span's ten are in the window, none of the current one's.
+        assert_eq!(window.room(6500, &limit), 5);
+        window.give_back(6500, &limit, 5000, 10);
+        assert_eq!(window.room(6500, &limit), 10);
+        window.give_back(6500, &limit, 1000, 10);
+        assert_eq!(window.room(6500, &limit), 10);
+    }
+
+    #[test]
     fn extreme_limits_do_not_overflow() {
         let limit = limit(1, u32::MAX, u32::MAX);
         let mut window = RateWindow {
@@ -366,6 +436,24 @@ mod tests {
                     prop_assert!(held <= u64::from(limit.burst()) * (spans + 1), "{held} in {spans} spans");
                     prop_assert!(spans > 1 || held <= 2 * u64::from(limit.burst()), "{held} in one span");
                 }
+            }
+        }
+
+        #[test]
+        fn room_is_what_is_admitted_one_by_one(
+            per_window in 1..20_u32,
+            extra in 0..20_u32,
+            steps in prop::collection::vec((0..300_u64, 0..10_u32), 1..100),
+        ) {
+            let limit = limit(per_window, 200, per_window + extra);
+            let mut window = RateWindow::default();
+            let mut now = 1_000_000;
+            for (step, count) in steps {
+                now += step;
+                window.charge(now, &limit, count);
+                let mut one_by_one = window;
+                let admitted = (0..1000).take_while(|_| one_by_one.try_acquire(now, &limit)).count();
+                prop_assert_eq!(admitted as u32, window.room(now, &limit));
             }
         }
 

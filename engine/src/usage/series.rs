@@ -1,0 +1,329 @@
+//! What apps have used, by minute, hour and day, in an SQLite file of its own (`usage.db`).
+//!
+//! Invariants: a minute, its hour and its day are changed in one transaction; what a commit has confirmed survives the
+//! end of the process at any moment (a power cut may take the last seconds).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+use shardwire_proto::quota::{Totals, first_day_of, month_of};
+
+/// `PRAGMA application_id`: "SHUS".
+const APPLICATION_ID: i64 = 0x5348_5553;
+/// `PRAGMA user_version`: the form of the table.
+const VERSION: i64 = 1;
+/// How long somebody else may be in the way: a backup, or an operator's shell.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Points of a series in one answer.
+pub(super) const POINTS_MAX: usize = 5000;
+
+const SCHEMA: &str = "
+    CREATE TABLE usage (
+        app         TEXT    NOT NULL,
+        step        INTEGER NOT NULL, -- seconds that a row stands for
+        start       INTEGER NOT NULL, -- Unix s
+        messages    INTEGER NOT NULL,
+        deliveries  INTEGER NOT NULL,
+        refused     INTEGER NOT NULL,
+        connections INTEGER NOT NULL, -- most at a time, as seen once a second
+        channels    INTEGER NOT NULL, -- likewise
+        PRIMARY KEY (app, step, start)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX usage_by_age ON usage (step, start);
+";
+
+/// How finely usage is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    Minute,
+    Hour,
+    Day,
+}
+
+impl Step {
+    const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
+
+    /// Seconds.
+    #[must_use]
+    pub const fn seconds(self) -> u64 {
+        match self {
+            Self::Minute => 60,
+            Self::Hour => 3600,
+            Self::Day => 24 * 3600,
+        }
+    }
+
+    /// Seconds that rows of it are kept: 2 days, 60 days, 2 years.
+    const fn kept_s(self) -> u64 {
+        let days = match self {
+            Self::Minute => 2,
+            Self::Hour => 60,
+            Self::Day => 731,
+        };
+        days * 24 * 3600
+    }
+}
+
+/// One app's usage of a time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Used {
+    /// Accepted messages.
+    pub messages: u64,
+    /// Messages put into subscribers' outboxes.
+    pub deliveries: u64,
+    /// What was refused for a limit.
+    pub refused: u64,
+    /// Most connections at a time.
+    pub connections_peak: u64,
+    /// Most channels with subscribers at a time.
+    pub channels_peak: u64,
+}
+
+impl Used {
+    /// Takes in more of the same time.
+    pub fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.deliveries += other.deliveries;
+        self.refused += other.refused;
+        self.connections_peak = self.connections_peak.max(other.connections_peak);
+        self.channels_peak = self.channels_peak.max(other.channels_peak);
+    }
+}
+
+/// A row of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Point {
+    /// Unix ms of its beginning.
+    pub start_ms: u64,
+    #[serde(flatten)]
+    pub used: Used,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub(super) struct Series {
+    db: Connection,
+}
+
+impl Series {
+    /// Opens the file, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be used; the text is for the operator.
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
+        let db = Connection::open(path).map_err(told)?;
+        db.busy_timeout(BUSY_TIMEOUT).map_err(told)?;
+        db.pragma_update(None, "journal_mode", "WAL")
+            .map_err(told)?;
+        db.pragma_update(None, "synchronous", "NORMAL")
+            .map_err(told)?;
+        let objects: i64 = db
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(told)?;
+        let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let application = pragma("application_id").map_err(told)?;
+        let version = pragma("user_version").map_err(told)?;
+        match (objects, application, version) {
+            (0, 0, 0) => {
+                let head = format!(
+                    "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+                );
+                db.execute_batch(&format!("BEGIN; {SCHEMA} {head} COMMIT;"))
+                    .map_err(told)?;
+            }
+            (_, APPLICATION_ID, VERSION) => {}
+            (_, APPLICATION_ID, later) => {
+                return Err(format!(
+                    "has version {later}, this program knows {VERSION}: it was used by a later one"
+                ));
+            }
+            _ => return Err("is a database of another program; move it away".into()),
+        }
+        Ok(Self { db })
+    }
+
+    /// What every app has used of a day and its month.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn totals(&self, day: u32) -> Result<HashMap<Arc<str>, Totals>, String> {
+        let start = |day: u32| u64::from(day) * Step::Day.seconds();
+        let text = "SELECT app, sum(messages), sum(CASE WHEN start = ?2 THEN messages ELSE 0 END)
+                    FROM usage WHERE step = ?1 AND start BETWEEN ?3 AND ?2 GROUP BY app";
+        let mut query = self.db.prepare_cached(text).map_err(told)?;
+        let first = start(first_day_of(month_of(day)));
+        let rows = query.query_map(params![Step::Day.seconds(), start(day), first], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+        });
+        let mut found = HashMap::new();
+        for row in rows.map_err(told)? {
+            let (app, messages_month, messages_day) = row.map_err(told)?;
+            let totals = Totals {
+                day,
+                messages_day,
+                messages_month,
+            };
+            found.insert(app.into(), totals);
+        }
+        Ok(found)
+    }
+
+    /// Adds what was used at a time to its minute, hour and day: all of it or nothing.
+    ///
+    /// # Errors
+    /// Nothing was added.
+    pub(super) fn add<'a>(
+        &mut self,
+        used: impl Iterator<Item = (&'a (Arc<str>, u64), &'a Used)>,
+    ) -> Result<(), String> {
+        let change = self.db.transaction().map_err(told)?;
+        {
+            let text = "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                ON CONFLICT DO UPDATE SET messages = messages + ?4, deliveries = deliveries + ?5,
+                refused = refused + ?6, connections = max(connections, ?7), channels = max(channels, ?8)";
+            let mut add = change.prepare_cached(text).map_err(told)?;
+            for ((app, minute_s), used) in used {
+                for step in Step::ALL {
+                    let seconds = step.seconds();
+                    add.execute(params![
+                        &**app,
+                        seconds,
+                        minute_s - minute_s % seconds,
+                        used.messages,
+                        used.deliveries,
+                        used.refused,
+                        used.connections_peak,
+                        used.channels_peak,
+                    ])
+                    .map_err(told)?;
+                }
+            }
+        }
+        change.commit().map_err(told)
+    }
+
+    /// One app's series from one time to another (Unix ms, the end not included), at most [`POINTS_MAX`] of it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn read(
+        &self,
+        app: &str,
+        step: Step,
+        from_ms: u64,
+        to_ms: u64,
+    ) -> Result<Vec<Point>, String> {
+        let text = "SELECT start, messages, deliveries, refused, connections, channels FROM usage
+                    WHERE app = ?1 AND step = ?2 AND start >= ?3 AND start < ?4 ORDER BY start LIMIT ?5";
+        let mut query = self.db.prepare_cached(text).map_err(told)?;
+        let (from, to) = (from_ms / 1000, to_ms.div_ceil(1000).min(i64::MAX as u64));
+        let from = from - from % step.seconds();
+        let rows = query.query_map(params![app, step.seconds(), from, to, POINTS_MAX], |row| {
+            Ok(Point {
+                start_ms: row.get::<_, u64>(0)? * 1000,
+                used: Used {
+                    messages: row.get(1)?,
+                    deliveries: row.get(2)?,
+                    refused: row.get(3)?,
+                    connections_peak: row.get(4)?,
+                    channels_peak: row.get(5)?,
+                },
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(told)
+    }
+
+    /// Removes rows that are older than they are kept.
+    ///
+    /// # Errors
+    /// Nothing, or not all, was removed.
+    pub(super) fn forget_old(&mut self, now_s: u64) -> Result<(), String> {
+        for step in Step::ALL {
+            let before = now_s.saturating_sub(step.kept_s());
+            self.db
+                .execute(
+                    "DELETE FROM usage WHERE step = ?1 AND start < ?2",
+                    params![step.seconds(), before],
+                )
+                .map_err(told)?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
+fn told(error: rusqlite::Error) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-24 00:00.
+    const DAY: u32 = 20_781;
+    const DAY_S: u64 = DAY as u64 * 86_400;
+
+    fn used(messages: u64, connections_peak: u64) -> Used {
+        Used {
+            messages,
+            connections_peak,
+            ..Used::default()
+        }
+    }
+
+    fn add(series: &mut Series, app: &str, at_s: u64, part: Used) {
+        let key = (Arc::from(app), at_s - at_s % 60);
+        series.add(std::iter::once((&key, &part))).unwrap();
+    }
+
+    #[test]
+    fn sums_are_exact_at_every_step_and_after_opening_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("usage.db");
+        let mut series = Series::open(&path).unwrap();
+        for second in (0..7200).step_by(10) {
+            add(&mut series, "a", DAY_S + second, used(3, second));
+        }
+        add(&mut series, "a", DAY_S - 1, used(1000, 0));
+        add(&mut series, "b", DAY_S, used(5, 0));
+        drop(series);
+        let series = Series::open(&path).unwrap();
+        for (step, points) in [(Step::Minute, 120), (Step::Hour, 2), (Step::Day, 1)] {
+            let rows = series
+                .read("a", step, DAY_S * 1000, (DAY_S + 86_400) * 1000)
+                .unwrap();
+            assert_eq!(rows.len(), points, "{step:?}");
+            assert_eq!(rows.iter().map(|p| p.used.messages).sum::<u64>(), 2160);
+            assert_eq!(rows.last().unwrap().used.connections_peak, 7190);
+        }
+        let totals = series.totals(DAY).unwrap();
+        assert_eq!(totals["a"].messages_day, 2160);
+        assert_eq!(totals["a"].messages_month, 3160);
+        assert_eq!(totals["b"].messages_day, 5);
+    }
+
+    #[test]
+    fn a_month_begins_anew_and_old_rows_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut series = Series::open(&folder.path().join("usage.db")).unwrap();
+        // 2026-10-31 and 2026-11-01.
+        for day in [DAY - 24, DAY - 23] {
+            add(&mut series, "a", u64::from(day) * 86_400, used(1, 0));
+        }
+        assert_eq!(series.totals(DAY).unwrap()["a"].messages_month, 1);
+        series.forget_old(DAY_S).unwrap();
+        let all = |step| series.read("a", step, 0, u64::MAX / 2).unwrap().len();
+        assert_eq!(
+            (all(Step::Minute), all(Step::Hour), all(Step::Day)),
+            (0, 2, 2)
+        );
+    }
+}
