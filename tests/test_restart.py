@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -291,3 +292,20 @@ def test_restarts_under_a_crowd_refuse_nobody_lose_nothing_and_are_short(new_ser
     # A second of it is the clients' own; what else there is depends on what else the machine does.
     assert p99 < 10
     held.holder.close()
+
+
+def test_the_admin_api_drains_and_asking_twice_cuts_nothing_short(new_server):
+    server = new_server(shards=2, config="[drain]\nrate = 20\n")
+    clients = [Client(server) for _ in range(20)]
+    token = (server.data_dir / "admin-token").read_text().strip()
+    request = urllib.request.Request(
+        "http://%s:%d/admin/drain" % server.admin, method="POST", headers={"Authorization": f"Bearer {token}"}
+    )
+    began = time.monotonic()
+    for _ in range(2):
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 202 and json.load(answer)["draining"]
+    assert server.wait() == 0
+    assert time.monotonic() - began >= 0.7, "the pace of drain.rate"
+    for client in clients:
+        client.expect_bare_end()
