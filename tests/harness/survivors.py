@@ -51,10 +51,11 @@ class Survivor(threading.Thread):
 
 class Publisher(Survivor):
     """Publishes in turn to `channels`, `WINDOW` at a time. What is not acknowledged when the connection goes is published
-    again with the same ids (`retries`), or given up as unknown."""
+    again with the same ids (`retries`), or given up as unknown. `pause`: seconds after each ack."""
 
-    def __init__(self, server, name, channels, retries=True):
+    def __init__(self, server, name, channels, retries=True, pause=0):
         super().__init__(server)
+        self.pause = pause
         self.label, self.channels, self.retries = name, channels, retries
         self.count, self.waiting, self.unknown = 0, {}, []
         self.acked = {}  # id -> (channel, sequence)
@@ -81,6 +82,8 @@ class Publisher(Survivor):
             if ack["action"] == "ack":
                 assert self.waiting.pop(ack["id"]) == ack["channel"], ack
                 self.acked[ack["id"]] = (ack["channel"], ack["sequence"])
+                if self.pause:
+                    self.stopping.wait(self.pause)
 
     def frame(self, id):
         return publish_frame(self.waiting[id], id)
