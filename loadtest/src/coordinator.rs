@@ -12,7 +12,7 @@ use crate::meter::Span;
 use crate::opts::Scenario;
 use crate::procfs::{self, Cpu, ThreadCpu};
 use crate::progress::Progress;
-use crate::report::{About, Report, Round, Server};
+use crate::report::{About, Joins, Report, Round, Server};
 use crate::shared::{Phase, Shared};
 use crate::worker::Outcome;
 
@@ -37,6 +37,7 @@ pub(crate) struct Samples {
     rss_connected: u64,
     rss_after: u64,
     rounds: Vec<Round>,
+    joins: Option<Joins>,
     connections: u64,
 }
 
@@ -73,6 +74,7 @@ impl<'r> Coordinator<'r> {
         };
         match self.scenario {
             Scenario::Reconnect(opts) => self.drive_rounds(opts.rounds, &mut samples)?,
+            Scenario::Presence(_) => self.drive_joins(&mut samples)?,
             Scenario::Idle(_) => {
                 self.drive_load(Duration::ZERO, &mut samples)?;
             }
@@ -197,6 +199,43 @@ impl<'r> Coordinator<'r> {
         Ok(())
     }
 
+    fn drive_joins(&self, samples: &mut Samples) -> anyhow::Result<()> {
+        let members = u64::from(self.shared.plan.members);
+        let start_ns = self.shared.now_ns();
+        self.shared.set_span(Span {
+            from_ns: start_ns,
+            to_ns: u64::MAX / 2,
+            interval_ns: u64::MAX / 2,
+        });
+        self.sample(samples, 0, true, false);
+        let cpu_before = procfs::cpu(self.pids).total_ns;
+        let start = Instant::now();
+        self.phase(Phase::Enter)?;
+        let timeout = self.scenario.common().load.timeout;
+        let entered = || self.shared.entered.load(Ordering::Acquire);
+        let done = self.wait_for(timeout, || entered() >= members);
+        let seconds = start.elapsed().as_secs_f64();
+        self.check_failure()?;
+        ensure!(done, "only {} of {members} have entered", entered());
+        // Others are told of the last ones, too.
+        thread::sleep(SETTLE);
+        let cpu_ns = procfs::cpu(self.pids).total_ns - cpu_before;
+        samples.rss_after = procfs::rss_bytes(self.pids);
+        let end_ns = self.shared.now_ns() - start_ns;
+        self.sample(samples, end_ns, false, true);
+        samples.seconds = end_ns as f64 / 1e9;
+        let per = |total: f64| (!self.pids.is_empty()).then(|| total / members as f64);
+        let growth = samples.rss_after.saturating_sub(samples.rss_connected);
+        samples.joins = Some(Joins {
+            members,
+            seconds,
+            joins_per_s: members as f64 / seconds.max(1e-9),
+            server_cpu_us_per_join: per(cpu_ns as f64 / 1e3),
+            server_rss_bytes_per_member: per(growth as f64),
+        });
+        Ok(())
+    }
+
     /// Publishes one message on each stream; whether all of them reached everybody.
     fn probe(&self) -> anyhow::Result<bool> {
         let probes = self.shared.plan.streams.len() as u64;
@@ -283,6 +322,7 @@ impl Samples {
             .map(|thread| thread.cpu_ns as f64 / 1e7 / self.seconds.max(1e-9))
             .collect();
         report.rounds = self.rounds.clone();
+        report.joins = self.joins.clone();
         for (point, pair) in report
             .series
             .iter_mut()
@@ -294,7 +334,7 @@ impl Samples {
                 Some(pair[1].1.saturating_sub(pair[0].1) as f64 / 1e7 / seconds);
             point.server_rss_bytes = Some(pair[1].2);
         }
-        if !self.rounds.is_empty() {
+        if !self.rounds.is_empty() || self.joins.is_some() {
             report.series.clear();
         }
         if !pids.is_empty() {

@@ -32,6 +32,8 @@ pub enum Scenario {
     Storm(Storm),
     /// Hold subscribed connections and report the server's memory.
     Idle(Idle),
+    /// Named clients enter the presence of one channel.
+    Presence(Presence),
     /// All connections drop at once and come back.
     Reconnect(Reconnect),
     /// Clients are cut at random and resume, while others publish stored messages.
@@ -115,6 +117,16 @@ pub struct Idle {
     /// Channels they are spread over.
     #[arg(short = 'c', long, default_value_t = 1)]
     pub channels: u32,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Options of `presence`.
+#[derive(Args, Clone, Debug)]
+pub struct Presence {
+    /// Clients that enter; the server must accept the ids that clients give themselves.
+    #[arg(short = 'n', long, default_value_t = 1000)]
+    pub clients: u32,
     #[command(flatten)]
     pub common: Common,
 }
@@ -397,6 +409,7 @@ impl Scenario {
             Self::Channels(_) => "channels",
             Self::Storm(_) => "storm",
             Self::Idle(_) => "idle",
+            Self::Presence(_) => "presence",
             Self::Reconnect(_) => "reconnect",
             Self::Churn(_) => "churn",
             Self::Http(_) => "http",
@@ -411,6 +424,7 @@ impl Scenario {
             Self::Channels(o) => &o.common,
             Self::Storm(o) => &o.common,
             Self::Idle(o) => &o.common,
+            Self::Presence(o) => &o.common,
             Self::Reconnect(o) => &o.common,
             Self::Churn(o) => &o.common,
             Self::Http(o) => &o.common,

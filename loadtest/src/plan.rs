@@ -113,6 +113,8 @@ pub struct Plan {
     pub clients: Vec<Vec<u32>>,
     /// How these are cut.
     pub cuts: Cuts,
+    /// Named connections that enter the first channel, which do not subscribe.
+    pub members: u32,
 }
 
 /// A part of a plan: alike channels with their publishers.
@@ -196,7 +198,7 @@ impl Plan {
             .iter()
             .filter(|p| p.via != Via::Subscriber)
             .count();
-        self.subscribers() + own as u64
+        self.subscribers() + own as u64 + u64::from(self.members)
     }
 
     /// The publisher that shares the connection of the subscriber of `channel`.

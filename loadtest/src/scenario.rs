@@ -39,6 +39,14 @@ pub fn plan(scenario: &Scenario, adapter: &Adapter, prefix: &str) -> anyhow::Res
             };
         }
         Scenario::Idle(opts) => plan.add(&spread(opts.connections, opts.channels, 0, group)?),
+        Scenario::Presence(opts) => {
+            ensure!(
+                matches!(adapter, Adapter::Wsocket(_)),
+                "presence needs the wsocket protocol"
+            );
+            plan.add(&group);
+            plan.members = opts.clients;
+        }
         Scenario::Reconnect(opts) => plan.add(&spread(opts.connections, opts.channels, 1, group)?),
         Scenario::Churn(opts) => churn(opts, adapter, group, &mut plan)?,
         Scenario::Http(opts) => {
@@ -220,7 +228,9 @@ pub fn open_rate(scenario: &Scenario) -> Option<f64> {
             };
             Some(o.rate + http + if o.channels > 0 { o.channel_rate } else { 0.0 })
         }
-        Scenario::Storm(_) | Scenario::Idle(_) | Scenario::Reconnect(_) => None,
+        Scenario::Storm(_) | Scenario::Idle(_) | Scenario::Presence(_) | Scenario::Reconnect(_) => {
+            None
+        }
     }
 }
 
@@ -247,6 +257,7 @@ pub fn load_text(scenario: &Scenario) -> String {
             None => format!("closed loop, {} connecting, {} held", o.window, o.hold),
         },
         (Scenario::Idle(_), None) => "none".to_owned(),
+        (Scenario::Presence(o), None) => format!("{} clients enter one channel", o.clients),
         (Scenario::Reconnect(o), None) => {
             format!("{} rounds of dropping all and coming back", o.rounds)
         }
@@ -294,6 +305,8 @@ mod tests {
         assert!(plan_of(&["churn", "--protocol", "nats"]).is_err());
         assert!(plan_of(&["churn", "--cut-resuming"]).is_err());
         assert!(plan_of(&["churn", "-k", "51"]).is_err());
+        assert!(plan_of(&["presence", "--protocol", "nats"]).is_err());
+        assert!(plan_of(&["presence", "-n", "0"]).is_err());
         assert!(plan_of(&["fanout", "-n", "0", "-p", "0"]).is_err());
     }
 

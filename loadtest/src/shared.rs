@@ -32,17 +32,20 @@ pub enum Phase {
     Drop,
     /// Publish one message on every stream.
     Probe,
+    /// Have all members enter.
+    Enter,
     /// Close everything and return.
     Exit,
 }
 
-const PHASES: [Phase; 7] = [
+const PHASES: [Phase; 8] = [
     Phase::Connect,
     Phase::Run,
     Phase::Stop,
     Phase::Drain,
     Phase::Drop,
     Phase::Probe,
+    Phase::Enter,
     Phase::Exit,
 ];
 
@@ -83,6 +86,8 @@ pub struct Shared {
     pub ready: AtomicU64,
     /// Connections made ready by churn.
     pub churned: AtomicU64,
+    /// Members that have entered.
+    pub entered: AtomicU64,
     /// Deliveries seen, roughly.
     pub delivered: AtomicU64,
     /// Messages that reached their last subscriber.
@@ -124,6 +129,7 @@ impl Shared {
             acks: AtomicU32::new(0),
             ready: AtomicU64::new(0),
             churned: AtomicU64::new(0),
+            entered: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             completed: AtomicU64::new(0),
             span: Mutex::new(Span::default()),

@@ -249,6 +249,24 @@ fn idle_and_mixed_are_clean() {
 }
 
 #[test]
+fn members_enter_once_each() {
+    let port = relay::start(Fault::None);
+    for words in ["presence -n 40 --key k", "presence -n 41 --key k -t 2"] {
+        let report = try_run(port, words).unwrap();
+        assert_clean(&report);
+        let joins = report.joins.unwrap();
+        assert!(matches!(joins.members, 40 | 41));
+        assert!(joins.joins_per_s > 0.0);
+    }
+    let error = try_run(
+        relay::start(Fault::Refuse),
+        "presence -n 8 --key k --timeout 2s",
+    );
+    let text = format!("{:#}", error.unwrap_err());
+    assert!(text.contains("only 7 of 8"), "{text}");
+}
+
+#[test]
 fn what_the_server_does_wrong_is_found() {
     let counts = |fault| {
         let integrity = run_plain(relay::start(fault), "fanout -n 3 --in-flight 8").integrity;

@@ -268,7 +268,7 @@ pub enum PresenceOp {
     },
     /// The client asks for the members; `place` is the request's among those of its connection.
     Get {
-        place: u64,
+        place: u32,
         shape: Shape,
     },
 }
@@ -388,7 +388,7 @@ pub enum ShardMsg {
     /// Home shard to a connection's shard: the answer to [`PresenceOp::Get`], encoded.
     PresenceMembers {
         conn: ConnId,
-        place: u64,
+        place: u32,
         frame: Arc<[u8]>,
     },
     /// Home shard to a connection's shard: by its request `number` it is not a member any more, or

@@ -98,9 +98,18 @@ pub struct ConnPresence {
     /// Requests to enter, update or leave so far.
     pub requests: u32,
     /// `presence.get` requests so far.
-    pub gets_asked: u64,
+    pub gets_asked: u32,
+    /// None while there is no request without an answer.
+    pub gets: Option<Box<Gets>>,
+}
+
+const _: () = assert!(size_of::<ConnPresence>() <= 64, "one per member");
+
+/// The `presence.get` requests of a connection.
+#[derive(Debug, Default)]
+pub struct Gets {
     /// Those without an answer, in the order of their answers.
-    pub gets: VecDeque<GetSlot>,
+    pub waiting: VecDeque<GetSlot>,
 }
 
 /// A channel whose presence a connection takes part in or watches.
@@ -121,7 +130,7 @@ pub struct Membership {
 /// A `presence.get` that is not answered yet, or whose answer waits for earlier ones.
 #[derive(Debug)]
 pub struct GetSlot {
-    pub place: u64,
+    pub place: u32,
     pub answer: Option<Frame>,
 }
 

@@ -17,7 +17,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const MEMBERS: usize = 50_000;
 /// Bytes per member, above its state.
-const BYTES_MAX: usize = 300;
+const BYTES_MAX: usize = 240;
 const STATE: &str = r#"{"status":"online","cursor":{"x":120,"y":340}}"#;
 
 fn live() -> usize {

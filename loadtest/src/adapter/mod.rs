@@ -20,6 +20,8 @@ pub enum Duty {
     Publish,
     /// Subscribes to a channel, publishes to it, and gets its own messages.
     Echo,
+    /// Becomes a member of a channel, when told.
+    Member,
 }
 
 /// What an unstamped message means for the run.
@@ -31,6 +33,8 @@ pub enum Event {
     Ready,
     /// A resume is complete: whether nothing is missing on any of its channels.
     Resumed(bool),
+    /// A connection has been heard in a channel's presence.
+    Entered,
     /// A publish was acknowledged.
     Ack(Stamp),
     /// The server reports a fault.
@@ -98,6 +102,21 @@ impl Adapter {
             Self::Pusher(a) => a.target(),
             Self::Nats(_) => "/".to_owned(),
             Self::Plain(a) => a.target(duty, channel),
+        }
+    }
+
+    /// Request target of a client that gives itself an id: the `member`th. Only for [`Duty::Member`].
+    pub fn member_target(&self, member: u32) -> String {
+        match self {
+            Self::Wsocket(a) => a.member_target(member),
+            Self::Pusher(_) | Self::Nats(_) | Self::Plain(_) => "/".to_owned(),
+        }
+    }
+
+    /// Appends what enters a channel; [`Event::Entered`] follows. Only for [`Duty::Member`].
+    pub fn encode_enter(&self, channel: &str, out: &mut Vec<u8>) {
+        if let Self::Wsocket(a) = self {
+            a.encode_enter(channel, out);
         }
     }
 

@@ -33,7 +33,7 @@ impl Nats {
         let mut text = format!(
             "CONNECT {{\"verbose\":false,\"pedantic\":false,\"echo\":{echo},\"protocol\":1}}\r\n"
         );
-        if duty != Duty::Publish {
+        if !matches!(duty, Duty::Publish | Duty::Member) {
             text.push_str(&format!("SUB {channel} 1\r\n"));
         }
         text.push_str("PING\r\n");

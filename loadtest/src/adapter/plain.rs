@@ -29,7 +29,7 @@ impl Plain {
     pub(super) fn target(&self, duty: Duty, channel: &str) -> String {
         let path = match duty {
             Duty::Subscribe => &self.subscribe_path,
-            Duty::Publish => &self.publish_path,
+            Duty::Publish | Duty::Member => &self.publish_path,
             Duty::Echo => &self.echo_path,
         };
         path.replace("{channel}", channel)

@@ -32,13 +32,26 @@ impl Wsocket {
     pub(super) fn target(&self, duty: Duty) -> String {
         match duty {
             Duty::Subscribe => format!("/?key={}", self.key),
-            Duty::Publish | Duty::Echo => format!("/?key={}", self.publish_key),
+            Duty::Publish | Duty::Echo | Duty::Member => format!("/?key={}", self.publish_key),
         }
+    }
+
+    pub(super) fn member_target(&self, member: u32) -> String {
+        let target = self.target(Duty::Member);
+        format!("{target}&clientId=lt-{}-{member:06}", self.nonce)
+    }
+
+    /// Nothing answers an enter in a large channel: the ping behind it is answered when the
+    /// connection's shard has taken it.
+    pub(super) fn encode_enter(&self, channel: &str, out: &mut Vec<u8>) {
+        let enter = format!(r#"{{"action":"presence.enter","channel":"{channel}"}}"#);
+        frame::encode(Opcode::Text, enter.as_bytes(), out);
+        frame::encode(Opcode::Text, br#"{"action":"ping"}"#, out);
     }
 
     pub(super) fn on_open(&self, duty: Duty, channel: &str, out: &mut Vec<u8>) -> Event {
         match duty {
-            Duty::Publish => Event::Ready,
+            Duty::Publish | Duty::Member => Event::Ready,
             Duty::Subscribe | Duty::Echo => {
                 frame::encode_with(Opcode::Text, out, |out| {
                     out.extend_from_slice(b"{\"action\":\"subscribe\",\"channel\":\"");
@@ -94,6 +107,7 @@ impl Wsocket {
                 self.parse_id(message).map_or(Event::None, Event::Ack)
             }
             Some(rest) if rest.starts_with(b"subscribed\"") => Event::Ready,
+            Some(rest) if rest.starts_with(b"pong\"") => Event::Entered,
             Some(rest) if rest.starts_with(b"error\"") => {
                 Event::Error(String::from_utf8_lossy(frame::first_line(message)).into_owned())
             }

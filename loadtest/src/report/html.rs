@@ -73,6 +73,9 @@ fn cards(page: &mut String, report: &Report) {
     if report.published > 0 && report.rounds.is_empty() {
         card(count(report.publishes_per_s), "publishes per second", "");
     }
+    if let Some(joins) = &report.joins {
+        card(count(joins.joins_per_s), "joins per second", "");
+    }
     if report.connects > 0 {
         card(count(report.connects_per_s), "connects per second", "");
     }

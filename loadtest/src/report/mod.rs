@@ -134,6 +134,18 @@ pub struct Round {
     pub server_cpu_s: f64,
 }
 
+/// What entering cost, in `presence`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Joins {
+    pub members: u64,
+    /// From the first until all had entered.
+    pub seconds: f64,
+    pub joins_per_s: f64,
+    pub server_cpu_us_per_join: Option<f64>,
+    /// Growth from connected to entered, per member.
+    pub server_rss_bytes_per_member: Option<f64>,
+}
+
 /// One interval of the measuring window.
 #[derive(Clone, Debug, Serialize)]
 pub struct Point {
@@ -198,6 +210,7 @@ pub struct Report {
     /// Connections that were cut, or resumed.
     pub returns: Option<Returns>,
     pub rounds: Vec<Round>,
+    pub joins: Option<Joins>,
     /// What a reader must know to trust the numbers.
     pub warnings: Vec<String>,
     pub series: Vec<Point>,
@@ -251,6 +264,7 @@ impl Report {
             returns: (tallies.returns != Returns::default()).then_some(tallies.returns),
             faults: tallies.into(),
             rounds: Vec::new(),
+            joins: None,
             warnings: Vec::new(),
             series: series(&meter),
         }

@@ -62,6 +62,21 @@ pub fn render(report: &Report) -> String {
             .collect();
         line(&mut out, "generator CPU", &each.join(", "));
     }
+    if let Some(joins) = &report.joins {
+        let mut text = format!(
+            "{}/s ({} in {:.2} s)",
+            count(joins.joins_per_s),
+            joins.members,
+            joins.seconds
+        );
+        if let Some(us) = joins.server_cpu_us_per_join {
+            let _ = write!(text, ", {us:.2} us of server CPU each");
+        }
+        if let Some(bytes) = joins.server_rss_bytes_per_member {
+            let _ = write!(text, ", {bytes:.0} bytes of server memory per member");
+        }
+        line(&mut out, "joins", &text);
+    }
     for (index, round) in report.rounds.iter().enumerate() {
         let text = format!(
             "all subscribed after {:.0} ms, all served after {:.0} ms",

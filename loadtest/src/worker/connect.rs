@@ -134,10 +134,11 @@ impl Worker<'_> {
         let role = self.slots[index as usize].role;
         let mut out = Vec::new();
         if !matches!(role, Role::Http { .. }) {
-            let target = shared
-                .settings
-                .adapter
-                .target(role.duty(), role.channel(&shared.plan));
+            let adapter = &shared.settings.adapter;
+            let target = match role {
+                Role::Member { member } => adapter.member_target(member),
+                _ => adapter.target(role.duty(), role.channel(&shared.plan)),
+            };
             frame::encode_handshake(&shared.settings.host, &target, &mut out);
         }
         let slot = &mut self.slots[index as usize];
@@ -186,7 +187,10 @@ impl Worker<'_> {
         match role {
             Role::Churn { .. } => return self.on_churn_ready(index),
             Role::Http { publisher } => self.send_request(publisher),
-            Role::Subscriber { .. } | Role::Publisher { .. } | Role::Client { .. } => {}
+            Role::Subscriber { .. }
+            | Role::Publisher { .. }
+            | Role::Client { .. }
+            | Role::Member { .. } => {}
         }
         self.shared.ready.fetch_add(1, Ordering::AcqRel);
     }
@@ -225,7 +229,7 @@ impl Worker<'_> {
                 self.shared.ready.fetch_sub(1, Ordering::AcqRel);
                 self.return_later(index);
             }
-            Role::Subscriber { .. } | Role::Publisher { .. } => {
+            Role::Subscriber { .. } | Role::Publisher { .. } | Role::Member { .. } => {
                 self.shared.ready.fetch_sub(1, Ordering::AcqRel);
             }
         }

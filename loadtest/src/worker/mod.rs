@@ -7,6 +7,7 @@
 
 mod client;
 mod connect;
+mod member;
 mod publish;
 mod receive;
 mod slot;
@@ -155,6 +156,7 @@ pub struct Worker<'s> {
     connecting: usize,
     churn: connect::ChurnState,
     clients: client::ClientSet,
+    members: member::MemberState,
     /// Slots with bytes to send.
     dirty: Vec<u32>,
     streams: Vec<StreamState>,
@@ -213,6 +215,7 @@ impl<'s> Worker<'s> {
             publishers: plan.publishers.iter().map(|_| None).collect(),
             local_subscribers: vec![0; plan.channels.len()],
             threads_of_channel: vec![0; plan.channels.len()],
+            members: member::MemberState::default(),
             check: OrderCheck::default(),
             churn_check: OrderCheck::default(),
             window: Window::new(plan.streams.len(), plan.window()),
@@ -259,6 +262,7 @@ impl<'s> Worker<'s> {
             self.threads_of_channel[channel as usize] = holding as u32;
         }
         self.take_client_share();
+        self.take_member_share();
         self.to_connect
             .extend((0..self.slots.len() as u32).map(|slot| (slot, 0)));
         self.take_churn_share();
@@ -412,6 +416,7 @@ impl<'s> Worker<'s> {
             }
             Phase::Drop => self.drop_subscribers(),
             Phase::Probe => self.probe_streams(),
+            Phase::Enter => self.start_entering(),
             Phase::Exit => {}
         }
         self.shared.acks.fetch_add(1, Ordering::AcqRel);

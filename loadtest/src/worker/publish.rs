@@ -321,7 +321,10 @@ impl Worker<'_> {
                 Role::Subscriber {
                     publishes: true, ..
                 } => conn.out.clear(),
-                Role::Subscriber { .. } | Role::Churn { .. } | Role::Client { .. } => {
+                Role::Subscriber { .. }
+                | Role::Churn { .. }
+                | Role::Client { .. }
+                | Role::Member { .. } => {
                     conn.out = Vec::new();
                 }
             }

@@ -254,6 +254,7 @@ impl Worker<'_> {
                 self.tallies.returns.unrecovered += u64::from(!recovered);
                 self.on_opened(index);
             }
+            Event::Entered => self.on_entered(),
             Event::Ack(stamp) => {
                 self.clients.unacked.remove(&(stamp.stream, stamp.seq));
                 self.on_ack(stamp.stream, stamp.sent_ns, true);
@@ -274,7 +275,10 @@ impl Worker<'_> {
             Role::Subscriber { channel, cell, .. } => (channel, cell, true),
             Role::Churn { channel, cell } => (channel, cell, false),
             // A protocol in which a publisher has to subscribe sends it the messages of the others.
-            Role::Publisher { .. } | Role::Http { .. } | Role::Client { .. } => return,
+            Role::Publisher { .. }
+            | Role::Http { .. }
+            | Role::Client { .. }
+            | Role::Member { .. } => return,
         };
         let streams = &self.shared.plan.channels[channel as usize].streams;
         if !streams.contains(&stamp.stream) {

@@ -22,6 +22,8 @@ pub(super) enum Role {
     Churn { channel: u32, cell: u32 },
     /// Subscribed to several channels, cut now and then; `client` as in the plan, `state` on its thread.
     Client { client: u32, state: u32 },
+    /// Enters the first channel; `member` as in the plan.
+    Member { member: u32 },
 }
 
 impl Role {
@@ -32,6 +34,7 @@ impl Role {
             } => Duty::Echo,
             Self::Subscriber { .. } | Self::Churn { .. } | Self::Client { .. } => Duty::Subscribe,
             Self::Publisher { .. } | Self::Http { .. } => Duty::Publish,
+            Self::Member { .. } => Duty::Member,
         }
     }
 
@@ -40,6 +43,7 @@ impl Role {
         let channel = match self {
             Self::Subscriber { channel, .. } | Self::Churn { channel, .. } => Some(channel),
             Self::Client { client, .. } => plan.clients[client as usize].first().copied(),
+            Self::Member { .. } => Some(0),
             Self::Publisher { publisher } | Self::Http { publisher } => {
                 let streams = &plan.publishers[publisher as usize].streams;
                 streams

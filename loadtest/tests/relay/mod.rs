@@ -1,7 +1,7 @@
 //! A relay to test the generator against: the plain protocol, HTTP publishes, and as much of the wSocket
 //! and Pusher protocols as the generator speaks. One blocking thread per connection; it can be told to err.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::AtomicBool;
@@ -41,6 +41,7 @@ struct Topic {
     held: Vec<u8>,
     /// Stored messages with their timestamps (wSocket).
     log: Vec<(u64, serde_json::Value)>,
+    members: HashSet<String>,
 }
 
 #[derive(Clone)]
@@ -107,7 +108,7 @@ impl Relay {
                     None if target.starts_with("/app/") => {
                         self.handle_pusher(&payload, &mut stream)?
                     }
-                    None => self.handle_wsocket(&payload, &mut stream)?,
+                    None => self.handle_wsocket(&payload, &target, &mut stream)?,
                 }
             }
             read_more(&mut stream, &mut input)?;
@@ -152,13 +153,19 @@ impl Relay {
         Some(())
     }
 
-    fn handle_wsocket(&self, payload: &[u8], stream: &mut TcpStream) -> Option<()> {
+    fn handle_wsocket(&self, payload: &[u8], target: &str, stream: &mut TcpStream) -> Option<()> {
         let json: serde_json::Value = serde_json::from_slice(payload).ok()?;
         if json["action"] == "resume" {
             let token = json["resumeToken"].as_str().or(json["token"].as_str());
             return self.resume(token?, stream);
         }
+        if json["action"] == "ping" {
+            return send(stream, r#"{"action":"pong"}"#);
+        }
         let channel = json["channel"].as_str()?;
+        if json["action"] == "presence.enter" {
+            return self.enter(channel, target);
+        }
         let reply = if json["action"] == "subscribe" {
             self.subscribe(channel, stream);
             serde_json::json!({"action": "subscribed", "channel": channel})
@@ -170,6 +177,17 @@ impl Relay {
             serde_json::json!({"action": "ack", "id": id, "channel": channel})
         };
         send(stream, &reply.to_string())
+    }
+
+    /// A client may enter once. [`Fault::Refuse`]: the first that does is cut off.
+    fn enter(&self, channel: &str, target: &str) -> Option<()> {
+        let (_, client_id) = target.split_once("&clientId=")?;
+        if self.fault == Fault::Refuse && !self.refused.swap(true, Relaxed) {
+            return None;
+        }
+        let mut topics = self.topics.lock().unwrap();
+        let members = &mut topics.entry(channel.to_owned()).or_default().members;
+        members.insert(client_id.to_owned()).then_some(())
     }
 
     /// Numbers, keeps and publishes a message. All channels share one clock, which rises with every third.

@@ -98,7 +98,7 @@ pub enum Waiting {
     /// A `presence.get`.
     Get {
         to: ConnName,
-        place: u64,
+        place: u32,
         shape: Shape,
     },
     /// A connection whose `presence.leave` has been done.
@@ -128,7 +128,9 @@ struct Member {
 #[derive(Debug, Default)]
 pub struct Members {
     /// By client id: the order of lists, in which a page is found again whatever has changed.
-    by_id: BTreeMap<Arc<str>, Member>,
+    ///
+    /// Boxed: who comes in order of the ids leaves the tree's nodes half empty.
+    by_id: BTreeMap<Arc<str>, Box<Member>>,
     /// Notices not yet taken.
     pending: VecDeque<Notice>,
     pub waiting: Vec<Waiting>,
@@ -171,12 +173,12 @@ impl Members {
                 if members >= rules.members_max {
                     return Err(ErrorCode::PresenceFull);
                 }
-                let member = entry.insert(Member {
+                let member = entry.insert(Box::new(Member {
                     state,
                     joined_at: now.unix_ms,
                     conns: SmallVec::from_buf([conn]),
                     leaves_at_ms: 0,
-                });
+                }));
                 let event = event_of(EventKind::Enter, client_id, member);
                 self.count_from(rules, now);
                 self.note(event);
@@ -257,7 +259,7 @@ impl Members {
             conns: SmallVec::new(),
             leaves_at_ms,
         };
-        self.by_id.insert(client_id.clone(), member);
+        self.by_id.insert(client_id.clone(), Box::new(member));
         self.count_from(rules, now);
         true
     }

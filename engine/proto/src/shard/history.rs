@@ -17,6 +17,7 @@ use crate::limits::{
 use crate::outbox::Frame;
 use crate::rate::table::Class;
 use crate::record::{Page, StoreAnswer, StoreError};
+use crate::session::Gets;
 use crate::url::Shape;
 use crate::wire::wsocket::{PageRequest, write_error, write_history};
 
@@ -125,17 +126,21 @@ impl Shard {
                 .front()
                 .is_some_and(|h| h.answer.is_some());
             let gets = session.presence.as_mut().map(|p| &mut p.gets);
-            let mut gets = gets.filter(|g| g.front().is_some_and(|g| g.answer.is_some()));
-            c.answers_wait = history || gets.is_some();
+            let ready = |gets: &Gets| gets.waiting.front().is_some_and(|g| g.answer.is_some());
+            let presence = gets.filter(|gets| gets.as_deref().is_some_and(ready));
+            c.answers_wait = history || presence.is_some();
             if !c.answers_wait || c.outbox.bytes() >= REPLAY_OUTBOX_BYTES {
                 return;
             }
-            let answer = if history {
-                session.histories.pop_front().and_then(|h| h.answer)
-            } else {
-                gets.as_mut()
-                    .and_then(|g| g.pop_front())
-                    .and_then(|g| g.answer)
+            let answer = match presence {
+                Some(gets) if !history => {
+                    let next = gets.as_mut().and_then(|g| g.waiting.pop_front());
+                    if gets.as_deref().is_some_and(|g| g.waiting.is_empty()) {
+                        *gets = None;
+                    }
+                    next.and_then(|g| g.answer)
+                }
+                Some(_) | None => session.histories.pop_front().and_then(|h| h.answer),
             };
             if let Some(frame) = answer {
                 self.queue(conn, frame, now);

@@ -152,7 +152,9 @@ impl Shard {
     }
 
     fn get_presence(&mut self, conn: ConnId, place: Place, now: Now) -> Result<(), ErrorCode> {
-        let waiting = self.conn_presence(conn).map_or(0, |p| p.gets.len());
+        let waiting = self
+            .conn_presence(conn)
+            .map_or(0, |p| p.gets.as_ref().map_or(0, |gets| gets.waiting.len()));
         if waiting >= PRESENCE_GETS_PER_CONN_MAX {
             return Err(ErrorCode::RateExceeded);
         }
@@ -164,8 +166,9 @@ impl Shard {
             membership.asked = true;
         }
         let number = presence.gets_asked;
-        presence.gets_asked += 1;
-        presence.gets.push_back(GetSlot {
+        presence.gets_asked = number.wrapping_add(1);
+        let gets = presence.gets.get_or_insert_default();
+        gets.waiting.push_back(GetSlot {
             place: number,
             answer: None,
         });
@@ -410,13 +413,18 @@ impl Shard {
     pub(super) fn handle_presence_members(
         &mut self,
         conn: ConnId,
-        place: u64,
+        place: u32,
         frame: &[u8],
         now: Now,
     ) {
         let answer = Frame::from(frame);
-        let gets = self.conn_presence(conn).map(|p| p.gets.iter_mut());
-        if let Some(slot) = gets.and_then(|mut gets| gets.find(|g| g.place == place)) {
+        let Some(presence) = self.conn_presence(conn) else {
+            return;
+        };
+        let Some(gets) = presence.gets.as_deref_mut() else {
+            return;
+        };
+        if let Some(slot) = gets.waiting.iter_mut().find(|g| g.place == place) {
             slot.answer = Some(answer);
         }
         self.send_answers(conn, now);
