@@ -74,11 +74,15 @@ pub struct AppLimits {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels_per_conn_max: Option<usize>,
     /// Rates by class and scope, as in the file's `[limits.rates]`.
-    #[serde(default, skip_serializing_if = "Rates::is_empty")]
-    pub rates: Rates,
+    #[serde(default, skip_serializing_if = "says_nothing")]
+    pub rates: Box<Rates>,
     /// Connections of the app. Each shard allows its share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections_max: Option<usize>,
+}
+
+fn says_nothing(rates: &impl std::ops::Deref<Target = Rates>) -> bool {
+    rates.is_empty()
 }
 
 impl AppLimits {

@@ -50,6 +50,16 @@ impl World {
         self.now.unix_ms += ms;
     }
 
+    /// Midnight is over, and every shard has noticed.
+    fn next_day(&mut self, days: u64) {
+        self.later(days * DAY_MS);
+        for meters in &mut self.meters {
+            meters.tick(self.now);
+        }
+        self.carry();
+        self.later(200);
+    }
+
     fn spend_messages(&mut self, count: usize) -> usize {
         let mut spent = 0;
         for n in 0..count {
@@ -88,11 +98,7 @@ fn a_day_is_spent_to_the_last_and_the_next_begins_whole() {
     assert_eq!(world.spend_messages(300), 100);
     world.later(200);
     assert_eq!(world.spend_messages(30), 0);
-    world.later(DAY_MS);
-    for meters in &mut world.meters {
-        meters.tick(world.now);
-    }
-    world.carry();
+    world.next_day(1);
     assert_eq!(world.spend_messages(300), 100);
 }
 
@@ -100,16 +106,16 @@ fn a_day_is_spent_to_the_last_and_the_next_begins_whole() {
 fn a_month_goes_on_over_its_days_and_what_a_day_leaves_is_the_months() {
     let mut world = World::new(2, &plan(Some(60), Some(100)), Totals::default());
     assert_eq!(world.spend_messages(50), 50);
-    world.later(DAY_MS);
+    world.next_day(1);
     assert_eq!(world.spend_messages(200), 50);
-    world.later(DAY_MS);
+    world.next_day(1);
     let on_debt = world.spend_messages(10);
     assert!(
         on_debt <= 2,
         "one of each shard, until it has heard: {on_debt}"
     );
     // 2026-12-01.
-    world.later(5 * DAY_MS);
+    world.next_day(5);
     assert_eq!(world.spend_messages(200), 60);
 }
 

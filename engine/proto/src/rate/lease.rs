@@ -41,7 +41,7 @@ pub const NO_END: u64 = u64::MAX;
 /// Milliseconds after which a holder asks again where nobody can tell when there will be room.
 pub const RETRY_MS: u64 = 20;
 
-/// Least that is granted of a total where there is as much.
+/// Below it, half of what is left of a total is granted, however many want some.
 const GRANT_MIN: u32 = 64;
 
 /// What shards say to each other about one limit.
@@ -362,11 +362,10 @@ impl Pool for TotalPool {
         now_ms.saturating_add(RETRY_MS)
     }
 
-    /// A part is kept for those who have not asked yet, as a grant lasts until it is recalled; the last of it is not
-    /// worth dividing.
+    /// A part is kept for those who have not asked yet: a grant lasts until it is recalled.
     fn share(&self, room: u32, sharers: u32) -> u32 {
-        room.div_ceil(sharers.saturating_add(1))
-            .max(room.min(GRANT_MIN))
+        let least = room.min(GRANT_MIN).div_ceil(2);
+        room.div_ceil(sharers.saturating_add(1)).max(least)
     }
 
     fn comes_back(&self) -> bool {

@@ -425,7 +425,7 @@ impl Shard {
             self.meters.count_channel(index, is_occupied);
         }
         // Who comes has taken one; a channel counts once, whatever the number of shards.
-        if (has_come && was) || (was && !is_occupied) {
+        if was && (has_come || !is_occupied) {
             self.meters.put_back(index, Held::Channels, now);
             self.send_notes();
         }

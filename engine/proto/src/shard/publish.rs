@@ -471,7 +471,9 @@ impl Shard {
             conn.outbox.push(frame.clone());
             conn.last_out_s = now_s;
             delivered += 1;
-            account.get_or_insert_with(|| conn.session.grant.app_index);
+            if account.is_none() {
+                account = Some(conn.session.grant.app_index);
+            }
             if !conn.dirty {
                 conn.dirty = true;
                 self.dirty.push(slot);
