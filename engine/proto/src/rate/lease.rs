@@ -17,13 +17,14 @@
 //! window has room again (by itself, as far as the home knew); where nothing slides, until there is a grant.
 //!
 //! **Bounds**, for `n` shards, debt `d`, and a way there and back of `w` ms:
-//! - what is charged at the home exceeds what its pool alone would admit by at most `n · d` at any moment;
+//! - what is charged at the home exceeds what its pool alone would admit by at most `n · d` in each window: a pool does
+//!   not carry it over;
 //! - what is spent was charged at most [`LEASE_MS`]` · 2` before, or is charged at most `w` after. So in any time `t` at
-//!   most as much is spent as the pool admits in `t + 2 · LEASE_MS + w`, plus `n · d`. Leases of pools that do not slide
-//!   ([`Terms::lease_ms`] of [`NO_END`]) have no such shift;
+//!   most as much is spent as the pool admits in `t + 2 · LEASE_MS + w`, plus `n · d` for each window in it.
+//!   Leases of pools that do not slide ([`Terms::lease_ms`] of [`NO_END`]) have no such shift;
 //! - while somebody wants it, the limit is spent but for what is on its way: the others' unused allowance is there
 //!   `2 · w` after it was asked for. Over many windows that is at least 95 % of what one limiter that sees everything
-//!   would admit, less two for each shard (tested);
+//!   would admit, less half a burst and two for each shard (tested);
 //! - of a total, debt is owed only until the home has first answered, or while it has plenty: a holder that has heard
 //!   that little is left spends what it was granted and no more.
 //!
