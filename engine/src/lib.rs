@@ -16,6 +16,7 @@ pub mod notify;
 pub mod registry;
 pub mod server;
 pub mod shard;
+mod sqlite_file;
 pub mod store;
 pub mod sys;
 pub mod takeover;

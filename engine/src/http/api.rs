@@ -187,18 +187,7 @@ pub(super) async fn answer(
     {
         return Err(ErrorCode::RateExceeded.into());
     }
-    let idempotency_key = idempotency_key(&head.headers)?;
-    let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
-    let body = match head.method {
-        Method::POST => read_body(body, body_max, pace).await?,
-        _ => Bytes::new(),
-    };
-    let caller = Caller {
-        server,
-        who: &who,
-        idempotency_key: idempotency_key.as_deref(),
-    };
-    let mut response = caller.answer(call, target.query, &body).await?;
+    let mut response = carry_out(call, &who, &head, target.query, body, server, pace).await?;
     if let Some(rate) = &rate {
         tell_rate(response.headers_mut(), rate);
     }
@@ -223,6 +212,19 @@ pub(super) async fn answer_for_app(
     let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
     let app = snapshot.app(&call.app).ok_or(ErrorCode::NotFound)?;
     let who = operator(app);
+    carry_out(call, &who, head, query, body, server, pace).await
+}
+
+/// Reads the body of a call that its caller may make, and answers it.
+async fn carry_out(
+    call: Call,
+    who: &auth::Caller,
+    head: &Parts,
+    query: &str,
+    body: Incoming,
+    server: &Server,
+    pace: &Pace,
+) -> Result<Response<Full<Bytes>>, Refusal> {
     let idempotency_key = idempotency_key(&head.headers)?;
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
     let body = match head.method {
@@ -231,7 +233,7 @@ pub(super) async fn answer_for_app(
     };
     let caller = Caller {
         server,
-        who: &who,
+        who,
         idempotency_key: idempotency_key.as_deref(),
     };
     caller.answer(call, query, &body).await

@@ -11,21 +11,24 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, params};
 use shardwire_proto::auth::edit::{DocumentChange, DocumentKind};
 
-/// `PRAGMA application_id`: "SHRG".
-const APPLICATION_ID: i64 = 0x5348_5247;
-/// `PRAGMA user_version`: the form of the table.
-const VERSION: i64 = 1;
+use crate::sqlite_file::{Form, told};
+
 /// How long somebody else may be in the way: a backup, or an operator's shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-const SCHEMA: &str = "
+const FORM: Form = Form {
+    // "SHRG".
+    application_id: 0x5348_5247,
+    version: 1,
+    schema: "
     CREATE TABLE documents (
         kind TEXT NOT NULL,
         id   TEXT NOT NULL,
         json TEXT NOT NULL,
         PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;
-";
+",
+};
 
 /// A document's kind, id and text.
 pub type Document = (DocumentKind, String, String);
@@ -64,22 +67,7 @@ impl SqliteDocuments {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(path, flags).map_err(told)?;
         prepare(&db).map_err(told)?;
-        let objects: i64 = db
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(told)?;
-        let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let application = pragma("application_id").map_err(told)?;
-        let version = pragma("user_version").map_err(told)?;
-        match (objects, application, version) {
-            (0, 0, 0) => create(&db).map_err(told)?,
-            (_, APPLICATION_ID, VERSION) => {}
-            (_, APPLICATION_ID, later) => {
-                return Err(format!(
-                    "has version {later}, this program knows {VERSION}: it was used by a later one"
-                ));
-            }
-            _ => return Err("is a database of another program; move it away".into()),
-        }
+        FORM.apply(&db)?;
         Ok(Self { db })
     }
 }
@@ -89,12 +77,6 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update(None, "journal_mode", "WAL")?;
     // A key that was shown to somebody, or a right that was taken back, must outlast a power cut.
     db.pragma_update(None, "synchronous", "FULL")
-}
-
-fn create(db: &Connection) -> rusqlite::Result<()> {
-    let head =
-        format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};");
-    db.execute_batch(&format!("BEGIN; {SCHEMA} {head} COMMIT;"))
 }
 
 impl Documents for SqliteDocuments {
@@ -127,11 +109,6 @@ impl Documents for SqliteDocuments {
         }
         change.commit().map_err(told)
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
-fn told(error: rusqlite::Error) -> String {
-    error.to_string()
 }
 
 #[cfg(test)]

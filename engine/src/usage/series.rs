@@ -12,16 +12,18 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use shardwire_proto::quota::{Totals, first_day_of, month_of};
 
-/// `PRAGMA application_id`: "SHUS".
-const APPLICATION_ID: i64 = 0x5348_5553;
-/// `PRAGMA user_version`: the form of the table.
-const VERSION: i64 = 1;
+use crate::sqlite_file::{Form, told};
+
 /// How long somebody else may be in the way: a backup, or an operator's shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Points of a series in one answer.
 pub(super) const POINTS_MAX: usize = 5000;
 
-const SCHEMA: &str = "
+const FORM: Form = Form {
+    // "SHUS".
+    application_id: 0x5348_5553,
+    version: 1,
+    schema: "
     CREATE TABLE usage (
         app         TEXT    NOT NULL,
         step        INTEGER NOT NULL, -- seconds that a row stands for
@@ -34,7 +36,8 @@ const SCHEMA: &str = "
         PRIMARY KEY (app, step, start)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX usage_by_age ON usage (step, start);
-";
+",
+};
 
 /// How finely usage is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,28 +127,7 @@ impl Series {
             .map_err(told)?;
         db.pragma_update(None, "synchronous", "NORMAL")
             .map_err(told)?;
-        let objects: i64 = db
-            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
-            .map_err(told)?;
-        let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-        let application = pragma("application_id").map_err(told)?;
-        let version = pragma("user_version").map_err(told)?;
-        match (objects, application, version) {
-            (0, 0, 0) => {
-                let head = format!(
-                    "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-                );
-                db.execute_batch(&format!("BEGIN; {SCHEMA} {head} COMMIT;"))
-                    .map_err(told)?;
-            }
-            (_, APPLICATION_ID, VERSION) => {}
-            (_, APPLICATION_ID, later) => {
-                return Err(format!(
-                    "has version {later}, this program knows {VERSION}: it was used by a later one"
-                ));
-            }
-            _ => return Err("is a database of another program; move it away".into()),
-        }
+        FORM.apply(&db)?;
         Ok(Self { db })
     }
 
@@ -256,11 +238,6 @@ impl Series {
         }
         Ok(())
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that map_err wants")]
-fn told(error: rusqlite::Error) -> String {
-    error.to_string()
 }
 
 #[cfg(test)]

@@ -141,7 +141,6 @@ impl Shard {
     fn reconfigure(&mut self, now: Now) {
         let shards = self.placement.shards();
         self.apps.reconfigure(&self.options, &self.registry, shards);
-        self.meet_planned_apps();
         self.reset_terms();
         self.next_end_ms = self.registry.next_end_ms(now.unix_ms);
         self.sweep = Some(Sweep {

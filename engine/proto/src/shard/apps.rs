@@ -46,6 +46,12 @@ impl Policy {
         settings
     }
 
+    fn of(app: &str, options: &Options, registry: &Registry, shards: u16) -> Self {
+        let app = registry.app(app).map(|app| &**app);
+        let plan = app.and_then(|app| registry.plan_of(app));
+        Self::new(options, app, plan, shards)
+    }
+
     fn new(options: &Options, app: Option<&App>, plan: Option<&Arc<Plan>>, shards: u16) -> Self {
         let limits = &options.limits;
         let process = Self {
@@ -132,12 +138,12 @@ impl Apps {
         if let Some(index) = self.by_name.get(name) {
             return *index;
         }
-        let app = registry.app(name).map(|app| &**app);
+        let policy = Policy::of(name, options, registry, shards);
         let name: Arc<str> = name.into();
         let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
         self.entries.push(Entry {
             name: name.clone(),
-            policy: Policy::new(options, app, app.and_then(|a| registry.plan_of(a)), shards),
+            policy,
             conns: 0,
         });
         self.by_name.insert(name, index);
@@ -147,13 +153,11 @@ impl Apps {
     /// Takes over changed settings: of all apps of the registry, since a shard is home to channels of apps that have no
     /// connection on it.
     pub(super) fn reconfigure(&mut self, options: &Options, registry: &Registry, shards: u16) {
+        for entry in &mut self.entries {
+            entry.policy = Policy::of(&entry.name, options, registry, shards);
+        }
         for app in registry.apps() {
             self.enter(&app.id, options, registry, shards);
-        }
-        for entry in &mut self.entries {
-            let app = registry.app(&entry.name).map(|app| &**app);
-            let plan = app.and_then(|a| registry.plan_of(a));
-            entry.policy = Policy::new(options, app, plan, shards);
         }
         self.fallback = Some(Box::new(Policy::new(options, None, None, shards)));
     }
@@ -164,6 +168,11 @@ impl Apps {
 
     pub(super) fn policy(&self, index: u32) -> Option<&Policy> {
         self.entries.get(index as usize).map(|entry| &entry.policy)
+    }
+
+    /// Rates of what no app has a say in.
+    pub(super) fn rates_of_process(&self) -> Option<&Rates> {
+        self.fallback.as_ref().map(|policy| &policy.rates)
     }
 
     /// What is kept of an app's channel.

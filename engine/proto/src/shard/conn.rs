@@ -69,7 +69,7 @@ impl Shard {
             bearer: handshake.bearer,
         };
         let caller = self.authenticate(presented, handshake.remote, now)?;
-        let app_index = self.app_index(&caller.app.id);
+        let (app_index, app) = self.enter_app(&caller.app.id);
         self.check_origin(app_index, handshake.origin)?;
         if !self.apps.has_room(app_index) {
             let text = "the app has as many connections as it may have";
@@ -79,20 +79,23 @@ impl Shard {
             Some(id) => (id.clone(), true),
             None => self.claimed_id(app_index, query.client_id.as_deref(), random)?,
         };
-        // A name that the client has given itself may be one that was revoked.
-        let (app, credential) = (&caller.app.id, &caller.credential);
-        let renewed = self
-            .registry
-            .renew(app, credential, &client_id, now.unix_ms)?;
+        let mut denied = caller.denied;
+        if named && caller.credential.client_id().is_none() {
+            // A name that the client has given itself may be one that was revoked.
+            let renewed = self
+                .registry
+                .renew(&app, &caller.credential, &client_id, now.unix_ms)?;
+            denied = renewed.denied;
+        }
         let is_exempt = caller.credential.is_server_key();
         let named_id = named.then_some(&client_id);
         self.check_connect(app_index, named_id, is_exempt, now)?;
         Ok(Grant {
-            app: self.intern(&caller.app.id),
+            app,
             app_index,
             credential: caller.credential,
             capabilities: caller.capabilities,
-            denied: renewed.denied,
+            denied,
             client_id,
             named,
             echo: query.echo,

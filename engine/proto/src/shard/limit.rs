@@ -12,7 +12,7 @@ use crate::ids::{ConnId, Now, ShardId};
 use crate::meter::{AppTerms, AppUsage, Held, LimitMsg, NO_CLIENT};
 use crate::msg::ShardMsg;
 use crate::quota::{OnExhausted, Totals};
-use crate::rate::table::{Bucket, Class, Scope};
+use crate::rate::table::{Bucket, Class, Scope, Setting};
 use crate::rate::{RateLimit, RateWindow};
 use crate::session::ConnState;
 
@@ -254,19 +254,13 @@ impl Shard {
         address: Option<IpAddr>,
         now: Now,
     ) -> Result<(), ProtocolError> {
-        let limits = &self.options.limits;
-        let defaults = crate::limits::default_rates(limits.publish_rate);
-        let setting = limits
-            .rates
-            .or(&defaults)
-            .of(Class::Connect, Scope::Address);
-        let Some(crate::rate::table::Setting::Limit(limit)) = setting else {
+        let rates = self.apps.rates_of_process();
+        let setting = rates.and_then(|rates| rates.of(Class::Connect, Scope::Address));
+        let (Some(Setting::Limit(limit)), Some(address)) = (setting, address) else {
             return Ok(());
         };
-        let Some(address) = address else {
-            return Ok(());
-        };
-        if limits.address_exempt.iter().any(|n| n.contains(address)) {
+        let exempt = &self.options.limits.address_exempt;
+        if exempt.iter().any(|n| n.contains(address)) {
             return Ok(());
         }
         if self.handshakes.wait_ms(address, now.mono_ms()) > 0 {

@@ -581,9 +581,15 @@ impl Shard {
         self.queue(conn, frame, now);
     }
 
-    fn intern(&mut self, app: &str) -> Arc<str> {
+    /// The app's place among those of this shard, and its name as all of the shard share it.
+    fn enter_app(&mut self, app: &str) -> (u32, Arc<str>) {
         let index = self.app_index(app);
-        self.apps.name(index).cloned().unwrap_or_else(|| app.into())
+        let name = self.apps.name(index).cloned();
+        (index, name.unwrap_or_else(|| app.into()))
+    }
+
+    fn intern(&mut self, app: &str) -> Arc<str> {
+        self.enter_app(app).1
     }
 
     /// The next of this shard's random numbers (splitmix64; for ids that need no secrecy).

@@ -103,8 +103,7 @@ impl Shard {
         item: &PublishItem<'_>,
         now: Now,
     ) {
-        let app = self.intern(&caller.app.id);
-        let app_index = self.app_index(&app);
+        let (app_index, app) = self.enter_app(&caller.app.id);
         let origin = Origin::Request {
             shard: self.id,
             request,
