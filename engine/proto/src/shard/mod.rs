@@ -114,6 +114,8 @@ pub struct Options {
     pub recovery_overlap_ms: u64,
     /// Messages of this shard's channels kept in memory, bytes.
     pub ring_bytes_max: usize,
+    /// There are other nodes: messages are ordered and kept by the broker between them.
+    pub clustered: bool,
 }
 
 impl Default for Options {
@@ -130,6 +132,7 @@ impl Default for Options {
             namespaces: Namespaces::default(),
             recovery_overlap_ms: 0,
             ring_bytes_max: RING_BYTES_MAX,
+            clustered: false,
         }
     }
 }
