@@ -22,6 +22,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
@@ -29,6 +30,7 @@ use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
+use crate::broker::{self, BrokerHandle};
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
@@ -53,6 +55,9 @@ const MESSAGES_FILE: &str = "messages.db";
 
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for publishes that are under way to the broker.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a stop takes beside draining and the store.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
@@ -93,6 +98,8 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// The way to other nodes is configured wrongly.
+    Broker(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -113,6 +120,7 @@ impl fmt::Display for RunError {
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Broker(error) => write!(f, "broker.redis: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
@@ -174,15 +182,23 @@ pub fn run(
         .unzip();
     let (usage, used) =
         usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(broker::INBOX_BATCHES))
+        .unzip();
+    let broker = start_broker(&config, broker_inboxes)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
         totals,
+        heard,
     };
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
         store: store.clone(),
+        broker: broker.clone(),
         usage: usage.clone(),
         used,
         tls: tls.clone(),
@@ -215,6 +231,9 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    if broker.is_some_and(|broker| !broker.shutdown(BROKER_PATIENCE)) {
+        log::error!("the broker did not finish; unacknowledged messages may be lost");
+    }
     usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
@@ -222,6 +241,20 @@ pub fn run(
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// Joins the other nodes, where there may be any.
+fn start_broker(
+    config: &Config,
+    inboxes: Vec<InboxSender<Vec<BrokerReply>>>,
+) -> Result<Option<BrokerHandle>, RunError> {
+    if !config.redis.is_on() {
+        return Ok(None);
+    }
+    let window_ms = config.limits.dedup_window_ms;
+    broker::start(&config.redis, random_u64(), window_ms, inboxes)
+        .map(Some)
+        .map_err(RunError::Broker)
 }
 
 /// Lets a successor have the listening sockets. Without that the server runs as well.
@@ -295,6 +328,7 @@ struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
+    heard: Vec<Inbox<Vec<BrokerReply>>>,
 }
 
 /// Whoever holds the clients' listening sockets in this process.
@@ -316,6 +350,7 @@ impl Accepting {
 struct Served {
     registry: RegistryHandle,
     store: StoreHandle,
+    broker: Option<BrokerHandle>,
     usage: UsageHandle,
     /// What apps have used before this start.
     used: AppTotals,
@@ -364,8 +399,10 @@ fn start_shards(
         .replies
         .into_iter()
         .zip(inboxes.snapshots)
-        .zip(inboxes.totals);
-    for ((index, core), ((replies, snapshots), totals)) in (0u16..).zip(&config.cores).zip(inboxes)
+        .zip(inboxes.totals)
+        .zip(inboxes.heard);
+    for ((index, core), (((replies, snapshots), totals), heard)) in
+        (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
@@ -391,6 +428,8 @@ fn start_shards(
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),
             store: served.store.clone(),
+            broker: served.broker.clone(),
+            heard,
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,

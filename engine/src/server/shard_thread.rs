@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::broker::BrokerHandle;
 use crate::config::Config;
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
@@ -51,6 +53,10 @@ pub(super) struct Plan {
     /// Where it shows that it moves, and how often; none where nobody wants to know.
     pub(super) beats: Option<(Beats, Duration)>,
     pub(super) store: StoreHandle,
+    /// None where this is the only node.
+    pub(super) broker: Option<BrokerHandle>,
+    /// What the broker has done or heard.
+    pub(super) heard: Inbox<Vec<BrokerReply>>,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
     /// None where this is the only shard.
@@ -104,6 +110,7 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        broker: plan.broker,
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
@@ -134,6 +141,7 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
+    glommio::spawn_local(server.clone().hear_broker(plan.heard)).detach();
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();

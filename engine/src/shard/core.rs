@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
@@ -14,6 +15,7 @@ use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
+use crate::broker::BrokerHandle;
 use crate::conn::Transport;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
@@ -64,6 +66,9 @@ pub trait Core: Sized + 'static {
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
+    /// Hands the broker what has gathered for it, questions to the store with it.
+    fn submit_to_broker(&mut self, _broker: &BrokerHandle, _now: Now) {}
+    fn handle_broker(&mut self, _reply: BrokerReply, _now: Now) {}
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
@@ -229,6 +234,27 @@ impl Core for Shard {
 
     fn handle_store(&mut self, reply: StoreReply, now: Now) {
         Shard::handle_store(self, reply, now);
+    }
+
+    fn submit_to_broker(&mut self, broker: &BrokerHandle, now: Now) {
+        let shard = self.id();
+        let ops = self.take_broker_ops();
+        if !ops.is_empty()
+            && let Err(refused) = broker.submit(shard, ops)
+        {
+            self.refuse_broker_ops(refused, now);
+        }
+        for question in self.take_questions() {
+            let ticket = question.ticket;
+            if let Err(error) = broker.read(shard, question) {
+                let answer = Err(error);
+                Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
+            }
+        }
+    }
+
+    fn handle_broker(&mut self, reply: BrokerReply, now: Now) {
+        Shard::handle_broker(self, reply, now);
     }
 
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {

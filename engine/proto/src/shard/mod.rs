@@ -18,6 +18,7 @@
 mod access;
 mod apps;
 mod ask;
+mod cluster;
 mod conn;
 mod counters;
 mod history;
@@ -68,6 +69,7 @@ use crate::wheel::Wheel;
 use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
+use cluster::BrokerState;
 use members::PresenceState;
 use publish::Delivery;
 use store::StoreState;
@@ -213,6 +215,7 @@ pub struct Shard {
     local: LocalChannels,
     home: HomeChannels,
     store: StoreState,
+    broker: BrokerState,
     presence: PresenceState,
     wheel: Wheel,
     /// Connection slots with something to flush.
@@ -260,6 +263,7 @@ impl Shard {
             local: LocalChannels::default(),
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
+            broker: BrokerState::default(),
             presence: PresenceState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
@@ -288,6 +292,9 @@ impl Shard {
 
     fn handle_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
         match msg {
+            ShardMsg::Publish(publish) if self.goes_to_broker(&publish.borrow()) => {
+                self.publish_to_broker(Arc::new(publish), now);
+            }
             ShardMsg::Publish(publish) => self.accept_publish(&publish.borrow(), now),
             ShardMsg::Deliver {
                 to,
