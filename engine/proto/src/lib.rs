@@ -11,6 +11,7 @@ pub mod auth;
 pub mod catchup;
 pub mod channel;
 pub mod channel_name;
+pub mod cluster;
 pub mod dedup;
 pub mod error;
 pub mod guard;

@@ -28,6 +28,7 @@ mod members;
 mod presence;
 mod publish;
 mod replay;
+mod shared;
 mod store;
 mod subscribe;
 mod timers;
@@ -70,6 +71,7 @@ use access::{KeyUses, Sweep};
 use apps::Apps;
 use members::PresenceState;
 use publish::Delivery;
+use shared::SharedState;
 use store::StoreState;
 
 /// An unblocked outbox with this many frames is flushed before more is read: far below what ends
@@ -114,6 +116,8 @@ pub struct Options {
     pub recovery_overlap_ms: u64,
     /// Messages of this shard's channels kept in memory, bytes.
     pub ring_bytes_max: usize,
+    /// Members are shared with other nodes, through Redis.
+    pub clustered: bool,
 }
 
 impl Default for Options {
@@ -130,6 +134,7 @@ impl Default for Options {
             namespaces: Namespaces::default(),
             recovery_overlap_ms: 0,
             ring_bytes_max: RING_BYTES_MAX,
+            clustered: false,
         }
     }
 }
@@ -211,6 +216,7 @@ pub struct Shard {
     home: HomeChannels,
     store: StoreState,
     presence: PresenceState,
+    shared: SharedState,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
@@ -258,6 +264,7 @@ impl Shard {
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
             presence: PresenceState::default(),
+            shared: SharedState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,
