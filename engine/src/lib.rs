@@ -5,6 +5,7 @@
 
 pub mod accept;
 pub mod activation;
+pub mod broker;
 pub mod check;
 pub mod config;
 pub mod conn;

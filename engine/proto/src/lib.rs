@@ -8,6 +8,7 @@
 #![deny(clippy::indexing_slicing)]
 
 pub mod auth;
+pub mod broker;
 pub mod catchup;
 pub mod channel;
 pub mod channel_name;

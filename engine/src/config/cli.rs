@@ -53,6 +53,10 @@ pub struct Flags {
     /// Cores to pin shards to, such as 0-3,6 [env: SHARDWIRE_CORES] [default: the process's affinity mask]
     #[arg(long, global = true, value_name = "LIST")]
     pub cores: Option<String>,
+    /// A Redis that makes several processes one cluster; repeat it for the nodes of a Redis Cluster
+    /// [env: SHARDWIRE_REDIS_URL, separated by commas] [default: none]
+    #[arg(long, global = true, value_name = "URL")]
+    pub redis_url: Vec<String>,
     /// error, warn, info, debug or trace [env: SHARDWIRE_LOG_LEVEL] [default: info]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,

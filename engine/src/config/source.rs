@@ -21,7 +21,7 @@ const ENV_ELSEWHERE: [&str; 6] = [
     "SHARDWIRE_ADMIN_TOKEN",
 ];
 /// Variables of features that are not built in: ignoring them would look like a cluster, or a database, in use.
-const ENV_REFUSED: [&str; 2] = ["SHARDWIRE_REDIS_URL", "SHARDWIRE_MONGO_URL"];
+const ENV_REFUSED: [&str; 1] = ["SHARDWIRE_MONGO_URL"];
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "./shardwire.toml";
 
@@ -253,6 +253,17 @@ pub(super) fn integer(value: Value) -> Result<String, &'static str> {
     match value {
         Value::Integer(number) => Ok(number.to_string()),
         _ => Err("must be an integer"),
+    }
+}
+
+/// The text form of an array of strings: they are separated by spaces.
+pub(super) fn string_list(value: Value) -> Result<String, &'static str> {
+    match value {
+        Value::Array(entries) => {
+            let entries: Result<Vec<_>, _> = entries.into_iter().map(string).collect();
+            Ok(entries.map_err(|_| "must hold strings")?.join(" "))
+        }
+        other => string(other).map_err(|_| "must be a string or an array of strings"),
     }
 }
 

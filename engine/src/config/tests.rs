@@ -358,13 +358,13 @@ fn flags_and_variables_are_named_as_the_place() {
 fn variables_that_would_be_ignored_are_told() {
     let error = Config::load(
         &Flags::default(),
-        &env(&[("SHARDWIRE_REDIS_URL", "redis://x")]),
+        &env(&[("SHARDWIRE_MONGO_URL", "mongodb://x")]),
         &host(),
     )
     .unwrap_err();
     assert_eq!(
         error.problems,
-        ["SHARDWIRE_REDIS_URL: not available in this build"]
+        ["SHARDWIRE_MONGO_URL: not available in this build"]
     );
     let variables = env(&[
         ("SHARDWIRE_LISTN", "x"),

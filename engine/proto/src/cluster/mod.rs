@@ -5,6 +5,7 @@
 
 pub mod op;
 pub mod view;
+pub mod wire;
 
 pub use op::{Held, SharedOp, SharedReply};
 pub use view::{Position, Shown, Snapshot, Told, View};

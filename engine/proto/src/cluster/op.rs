@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::view::{Position, Snapshot, Told};
+use super::view::{Position, Snapshot};
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnName};
 
@@ -73,10 +73,6 @@ pub enum SharedReply {
         channel: ChannelKey,
         result: Result<Position, ErrorCode>,
     },
-    /// The channel's topic is heard from here on.
-    Ready { channel: ChannelKey },
-    /// A change of members.
-    Told { channel: ChannelKey, told: Told },
     Snapshot {
         channel: ChannelKey,
         number: u32,

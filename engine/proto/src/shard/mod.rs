@@ -116,7 +116,7 @@ pub struct Options {
     pub recovery_overlap_ms: u64,
     /// Messages of this shard's channels kept in memory, bytes.
     pub ring_bytes_max: usize,
-    /// Members are shared with other nodes, through Redis.
+    /// There are other nodes: messages are ordered and kept by the broker between them.
     pub clustered: bool,
 }
 

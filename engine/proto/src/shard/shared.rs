@@ -18,8 +18,8 @@ use super::Shard;
 use crate::channel::home::HomeChannel;
 use crate::channel::presence::Waiting;
 use crate::channel::shared::{Released, Shared};
-use crate::cluster::view::{Answered, Position, Snapshot, Told};
-use crate::cluster::{Held, SharedOp, SharedReply};
+use crate::cluster::view::{Answered, Position, Snapshot};
+use crate::cluster::{Held, SharedOp, SharedReply, wire};
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, ConnName, Now, RequestId, ShardId};
 use crate::limits::SHARED_OPS_WAITING_MAX;
@@ -110,8 +110,6 @@ impl Shard {
                 channel,
                 result,
             } => self.handle_shared_done(ticket, &channel, result, now),
-            SharedReply::Ready { channel } => self.handle_topic_ready(&channel, now),
-            SharedReply::Told { channel, told } => self.handle_told(&channel, told, now),
             SharedReply::Snapshot {
                 channel,
                 number,
@@ -369,11 +367,8 @@ impl Shard {
         self.settle(slot, now);
     }
 
-    fn handle_topic_ready(&mut self, channel: &ChannelKey, now: Now) {
-        let hash = self.placement.hash(&channel.app, &channel.name);
-        let Some(slot) = self.home.find(&channel.app, &channel.name, hash) else {
-            return;
-        };
+    /// The channel's topic is heard from here on, but may not have been before.
+    pub(super) fn handle_topic_ready(&mut self, slot: u32, now: Now) {
         if self.home.interested(slot).is_empty() {
             return;
         }
@@ -383,11 +378,10 @@ impl Shard {
         self.follow(slot, now);
     }
 
-    fn handle_told(&mut self, channel: &ChannelKey, told: Told, now: Now) {
-        let Some(slot) = self.shared_slot(channel) else {
-            return;
-        };
-        if let Some(shared) = self.shared_in(slot) {
+    /// What the channel's topic tells of its members; what is not of that form is left out and mended by a snapshot.
+    pub(super) fn handle_presence_payload(&mut self, slot: u32, payload: &[u8], now: Now) {
+        let told = wire::parse_told(payload);
+        if let (Some(told), Some(shared)) = (told, self.shared_in(slot)) {
             shared.view.note(told);
         }
         self.follow(slot, now);

@@ -1,0 +1,7 @@
+//! Between the nodes of a cluster: Redis.
+
+mod config;
+pub mod connect;
+pub mod keys;
+
+pub use self::config::{RedisConfig, RedisUrl};
