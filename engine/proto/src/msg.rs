@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::channel::log::ReplayFrom;
 use crate::channel::presence::{Notice, weight as notice_weight};
@@ -136,7 +136,8 @@ pub struct Published {
 }
 
 /// A question to every shard about its part of an app's channels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Query {
     /// Occupied channels with this prefix, after this name, at most so many, by name.
     Channels {
@@ -177,7 +178,6 @@ pub enum Query {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnInfo {
-    #[serde(serialize_with = "as_text")]
     pub id: ConnName,
     pub app: Box<str>,
     pub client_id: Box<str>,
@@ -198,10 +198,6 @@ pub struct ConnInfo {
     /// Its channels; where one connection is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<Box<str>>>,
-}
-
-fn as_text<S: serde::Serializer>(name: &ConnName, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(name)
 }
 
 /// One shard's answer to a [`Query`].

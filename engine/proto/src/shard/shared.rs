@@ -453,6 +453,8 @@ impl Shard {
                 .get_or_insert_default()
                 .hold(&client_id, conn);
         }
+        // Whoever gave it may have known this node by a lease that is over.
+        self.doubt(slot);
         self.counters.presence_returns += 1;
         let msg = ShardMsg::PresenceReturned {
             conn: conn.conn,
