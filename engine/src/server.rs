@@ -5,6 +5,7 @@
 //! pace with what is due to them, stop shards, flush the store. A second signal stops at once. SIGHUP reads the
 //! configuration again.
 
+mod cluster;
 mod kept;
 mod operator;
 mod reload;
@@ -22,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
@@ -29,6 +31,7 @@ use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
@@ -53,6 +56,9 @@ const MESSAGES_FILE: &str = "messages.db";
 
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for Redis to take this node's members.
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a stop takes beside draining and the store.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
@@ -93,6 +99,8 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// Redis cannot be used as configured.
+    Cluster(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -113,6 +121,7 @@ impl fmt::Display for RunError {
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Cluster(error) => write!(f, "cannot use [broker.redis]: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
@@ -174,14 +183,21 @@ pub fn run(
         .unzip();
     let (usage, used) =
         usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let placement = placement(&config);
+    let (cluster, shared, calls) =
+        cluster::start(&config, &placement, (listen, admin)).map_err(RunError::Cluster)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
         totals,
+        shared,
     };
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
+        placement,
+        cluster: cluster.clone(),
+        calls: Some(calls),
         store: store.clone(),
         usage: usage.clone(),
         used,
@@ -215,6 +231,9 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    if let Some(cluster) = cluster {
+        cluster.shutdown(CLUSTER_PATIENCE);
+    }
     usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
@@ -295,6 +314,7 @@ struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
+    shared: Vec<Inbox<SharedReply>>,
 }
 
 /// Whoever holds the clients' listening sockets in this process.
@@ -315,6 +335,10 @@ impl Accepting {
 /// What the shards are given beside their inboxes.
 struct Served {
     registry: RegistryHandle,
+    placement: ChannelPlacement,
+    cluster: Option<ClusterHandle>,
+    /// For the first shard.
+    calls: Option<Inbox<Incoming>>,
     store: StoreHandle,
     usage: UsageHandle,
     /// What apps have used before this start.
@@ -349,8 +373,9 @@ fn start_shards(
     served: Served,
     inboxes: Inboxes,
 ) -> Result<(Shards, Connections), RunError> {
-    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
-    let placement = ChannelPlacement::new(random_u64(), count);
+    let placement = served.placement;
+    let count = placement.shards();
+    let mut calls = served.calls;
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
@@ -364,8 +389,10 @@ fn start_shards(
         .replies
         .into_iter()
         .zip(inboxes.snapshots)
-        .zip(inboxes.totals);
-    for ((index, core), ((replies, snapshots), totals)) in (0u16..).zip(&config.cores).zip(inboxes)
+        .zip(inboxes.totals)
+        .zip(inboxes.shared);
+    for ((index, core), (((replies, snapshots), totals), shared)) in
+        (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
@@ -374,6 +401,9 @@ fn start_shards(
             id: ShardId(index),
             placement: placement.clone(),
             registry: served.registry.clone(),
+            cluster: served.cluster.clone(),
+            shared,
+            calls: calls.take(),
             usage: served.usage.clone(),
             used: served.used.clone(),
             totals,
@@ -526,6 +556,12 @@ fn order(shard: &Running, control: Control) {
     if shard.control.try_send(control).is_err() {
         log::error!("a shard does not take orders");
     }
+}
+
+/// Where channels are at home in this process.
+fn placement(config: &Config) -> ChannelPlacement {
+    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
+    ChannelPlacement::new(random_u64(), count)
 }
 
 fn random_u64() -> u64 {

@@ -26,6 +26,8 @@ use crate::shard::inbox::InboxSender;
 pub struct Call {
     /// Empty: any.
     pub app: String,
+    /// Of one connection, the node that has it; of a list of them, where the page begins.
+    pub node: Option<String>,
     pub query: Query,
 }
 

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
@@ -50,6 +52,10 @@ pub(super) struct Plan {
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
     pub(super) beats: Option<(Beats, Duration)>,
+    /// The other nodes, what they tell this shard and, on the first, what they ask.
+    pub(super) cluster: Option<ClusterHandle>,
+    pub(super) shared: Inbox<SharedReply>,
+    pub(super) calls: Option<Inbox<Incoming>>,
     pub(super) store: StoreHandle,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
@@ -107,6 +113,7 @@ pub(super) async fn run(plan: Plan) {
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
+        cluster: plan.cluster.clone(),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -134,6 +141,10 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
+    glommio::spawn_local(server.clone().hear_cluster(plan.shared)).detach();
+    if let Some(calls) = plan.calls {
+        glommio::spawn_local(crate::http::everywhere::answer_calls(server.clone(), calls)).detach();
+    }
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
@@ -228,6 +239,11 @@ async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
         });
         registry.note_uses(uses);
         report_usage(&server, &usage);
+        if let Some(cluster) = &server.settings.cluster {
+            let (connections, channels) =
+                server.with(|shard, _| (shard.connections(), shard.channels()));
+            cluster.gauge(server.id, connections, channels);
+        }
         sweep(&server).await;
     }
 }
