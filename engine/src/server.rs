@@ -5,6 +5,7 @@
 //! pace with what is due to them, stop shards, flush the store. A second signal stops at once. SIGHUP reads the
 //! configuration again.
 
+mod cluster;
 mod kept;
 mod operator;
 mod reload;
@@ -23,6 +24,7 @@ use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
@@ -31,6 +33,7 @@ use socket2::Socket;
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
 use crate::broker::{self, BrokerHandle};
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
@@ -58,6 +61,8 @@ const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a stop waits for publishes that are under way to the broker.
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stop waits for Redis to take this node's members.
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a stop takes beside draining and the store.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
@@ -100,6 +105,8 @@ pub enum RunError {
     Store(String),
     /// The way to other nodes is configured wrongly.
     Broker(String),
+    /// Redis cannot be used as configured.
+    Cluster(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -121,6 +128,7 @@ impl fmt::Display for RunError {
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Broker(error) => write!(f, "broker.redis: {error}"),
+            Self::Cluster(error) => write!(f, "cannot use [broker.redis]: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
         }
@@ -188,15 +196,22 @@ pub fn run(
         .map(|_| inbox::bounded(broker::INBOX_BATCHES))
         .unzip();
     let broker = start_broker(&config, broker_inboxes)?;
+    let placement = placement(&config);
+    let (cluster, shared, calls) =
+        cluster::start(&config, &placement, (listen, admin)).map_err(RunError::Cluster)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
         totals,
         heard,
+        shared,
     };
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
+        placement,
+        cluster: cluster.clone(),
+        calls: Some(calls),
         store: store.clone(),
         broker: broker.clone(),
         usage: usage.clone(),
@@ -233,6 +248,9 @@ pub fn run(
     stop(shards, accepting, &current, &orders, pulse);
     if broker.is_some_and(|broker| !broker.shutdown(BROKER_PATIENCE)) {
         log::error!("the broker did not finish; unacknowledged messages may be lost");
+    }
+    if let Some(cluster) = cluster {
+        cluster.shutdown(CLUSTER_PATIENCE);
     }
     usage.shutdown();
     registry.shutdown();
@@ -329,6 +347,7 @@ struct Inboxes {
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
     heard: Vec<Inbox<Vec<BrokerReply>>>,
+    shared: Vec<Inbox<SharedReply>>,
 }
 
 /// Whoever holds the clients' listening sockets in this process.
@@ -349,6 +368,10 @@ impl Accepting {
 /// What the shards are given beside their inboxes.
 struct Served {
     registry: RegistryHandle,
+    placement: ChannelPlacement,
+    cluster: Option<ClusterHandle>,
+    /// For the first shard.
+    calls: Option<Inbox<Incoming>>,
     store: StoreHandle,
     broker: Option<BrokerHandle>,
     usage: UsageHandle,
@@ -384,8 +407,9 @@ fn start_shards(
     served: Served,
     inboxes: Inboxes,
 ) -> Result<(Shards, Connections), RunError> {
-    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
-    let placement = ChannelPlacement::new(random_u64(), count);
+    let placement = served.placement;
+    let count = placement.shards();
+    let mut calls = served.calls;
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
@@ -400,8 +424,9 @@ fn start_shards(
         .into_iter()
         .zip(inboxes.snapshots)
         .zip(inboxes.totals)
-        .zip(inboxes.heard);
-    for ((index, core), (((replies, snapshots), totals), heard)) in
+        .zip(inboxes.heard)
+        .zip(inboxes.shared);
+    for ((index, core), ((((replies, snapshots), totals), heard), shared)) in
         (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
@@ -411,6 +436,9 @@ fn start_shards(
             id: ShardId(index),
             placement: placement.clone(),
             registry: served.registry.clone(),
+            cluster: served.cluster.clone(),
+            shared,
+            calls: calls.take(),
             usage: served.usage.clone(),
             used: served.used.clone(),
             totals,
@@ -565,6 +593,12 @@ fn order(shard: &Running, control: Control) {
     if shard.control.try_send(control).is_err() {
         log::error!("a shard does not take orders");
     }
+}
+
+/// Where channels are at home in this process.
+fn placement(config: &Config) -> ChannelPlacement {
+    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
+    ChannelPlacement::new(random_u64(), count)
 }
 
 fn random_u64() -> u64 {

@@ -12,6 +12,7 @@ pub mod broker;
 pub mod catchup;
 pub mod channel;
 pub mod channel_name;
+pub mod cluster;
 pub mod dedup;
 pub mod error;
 pub mod guard;

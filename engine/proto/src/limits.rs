@@ -118,6 +118,8 @@ pub const PRESENCE_GETS_PER_CONN_MAX: usize = 16;
 pub const PRESENCE_OPENED_MAX: usize = 65_536;
 /// Milliseconds by which news of a connection's end may be later than its client's next connection.
 pub const PRESENCE_LATE_END_MS: u64 = 2000;
+/// Operations for Redis that a shard keeps for want of room in their queue; beyond it entering is refused (50300).
+pub const SHARED_OPS_WAITING_MAX: usize = 16_384;
 /// Members in a page over HTTP when the request gives no `limit`.
 pub const PRESENCE_PAGE_DEFAULT: usize = 100;
 /// Members in a page at most; a higher `limit` is clamped.

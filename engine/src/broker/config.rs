@@ -25,6 +25,8 @@ pub struct RedisConfig {
     pub publish_timeout_ms: u64,
     /// Replicas that must have a message before its publisher is told: 0 trusts the master alone.
     pub wait_replicas: u32,
+    /// How long a node may be silent, ms, before the others take it for dead: its presence members leave then.
+    pub node_lease_ms: u64,
     /// Operations that may wait, over all shards; beyond it publishes are refused.
     pub queue_ops_max: usize,
     /// Bytes of them.
@@ -42,6 +44,7 @@ impl Default for RedisConfig {
             connections: 2,
             publish_timeout_ms: 2000,
             wait_replicas: 0,
+            node_lease_ms: 5000,
             queue_ops_max: 65_536,
             queue_bytes_max: 128 << 20,
         }
@@ -73,6 +76,7 @@ impl RedisConfig {
             ("connections", self.connections as u64, 1, 64),
             ("publish_timeout_ms", self.publish_timeout_ms, 50, 60_000),
             ("wait_replicas", u64::from(self.wait_replicas), 0, 16),
+            ("node_lease_ms", self.node_lease_ms, 1000, 600_000),
             ("queue_ops_max", self.queue_ops_max as u64, 1, 1 << 22),
             ("queue_bytes_max", self.queue_bytes_max as u64, 1, 1 << 34),
         ];

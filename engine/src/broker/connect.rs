@@ -78,7 +78,7 @@ impl Access {
     }
 
     /// The addresses of the configuration.
-    pub(super) fn seeds(&self) -> impl Iterator<Item = &ConnectionAddr> {
+    pub(crate) fn seeds(&self) -> impl Iterator<Item = &ConnectionAddr> {
         self.seeds.iter().map(ConnectionInfo::addr)
     }
 

@@ -8,6 +8,7 @@ use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
@@ -15,6 +16,7 @@ use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
 use crate::broker::BrokerHandle;
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
@@ -52,6 +54,10 @@ pub(super) struct Plan {
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
     pub(super) beats: Option<(Beats, Duration)>,
+    /// The other nodes, what they tell this shard and, on the first, what they ask.
+    pub(super) cluster: Option<ClusterHandle>,
+    pub(super) shared: Inbox<SharedReply>,
+    pub(super) calls: Option<Inbox<Incoming>>,
     pub(super) store: StoreHandle,
     /// None where this is the only node.
     pub(super) broker: Option<BrokerHandle>,
@@ -114,6 +120,7 @@ pub(super) async fn run(plan: Plan) {
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
+        cluster: plan.cluster.clone(),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -142,6 +149,10 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(server.clone().hear_broker(plan.heard)).detach();
+    glommio::spawn_local(server.clone().hear_cluster(plan.shared)).detach();
+    if let Some(calls) = plan.calls {
+        glommio::spawn_local(crate::http::everywhere::answer_calls(server.clone(), calls)).detach();
+    }
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
@@ -236,6 +247,11 @@ async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
         });
         registry.note_uses(uses);
         report_usage(&server, &usage);
+        if let Some(cluster) = &server.settings.cluster {
+            let (connections, channels) =
+                server.with(|shard, _| (shard.connections(), shard.channels()));
+            cluster.gauge(server.id, connections, channels);
+        }
         sweep(&server).await;
     }
 }

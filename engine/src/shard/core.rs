@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
@@ -16,6 +17,7 @@ use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
 use crate::broker::BrokerHandle;
+use crate::cluster::ClusterHandle;
 use crate::conn::Transport;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
@@ -69,6 +71,9 @@ pub trait Core: Sized + 'static {
     /// Hands the broker what has gathered for it, questions to the store with it.
     fn submit_to_broker(&mut self, _broker: &BrokerHandle, _now: Now) {}
     fn handle_broker(&mut self, _reply: BrokerReply, _now: Now) {}
+    /// Hands over what has gathered for the other nodes.
+    fn submit_shared(&mut self, _cluster: &ClusterHandle, _now: Now) {}
+    fn handle_shared(&mut self, _reply: SharedReply, _now: Now) {}
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
@@ -203,6 +208,19 @@ impl Core for Shard {
 
     fn pump(&mut self, conn: ConnId, now: Now) {
         Shard::pump(self, conn, now);
+    }
+
+    fn submit_shared(&mut self, cluster: &ClusterHandle, now: Now) {
+        let ops = self.take_shared();
+        if !ops.is_empty()
+            && let Err(refused) = cluster.submit(self.id(), ops)
+        {
+            self.refuse_shared(refused, now);
+        }
+    }
+
+    fn handle_shared(&mut self, reply: SharedReply, now: Now) {
+        Shard::handle_shared(self, reply, now);
     }
 
     fn submit(&mut self, store: &StoreHandle, now: Now) {

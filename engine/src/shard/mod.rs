@@ -27,6 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use glommio::net::TcpStream;
 use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::outbox::Frame;
 use shardwire_proto::record::StoreReply;
@@ -35,6 +36,7 @@ use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
 use crate::broker::BrokerHandle;
+use crate::cluster::ClusterHandle;
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub registry: Option<RegistryHandle>,
     /// Where usage is added up; none where it is not.
     pub usage: Option<UsageHandle>,
+    /// The other nodes; none where there cannot be any.
+    pub cluster: Option<ClusterHandle>,
 }
 
 pub struct ShardRuntime<C> {
@@ -312,6 +316,22 @@ impl<C: Core> ShardRuntime<C> {
                 if due {
                     self.end_turn();
                 }
+            }
+            self.schedule_turn();
+        }
+    }
+
+    /// Takes what other nodes and their members have done, until the task is dropped.
+    pub async fn hear_cluster(self: Rc<Self>, inbox: inbox::Inbox<SharedReply>) {
+        loop {
+            let reply = inbox.recv().await;
+            let due = {
+                let mut core = self.core.borrow_mut();
+                core.handle_shared(reply, self.now());
+                core.flush_due()
+            };
+            if due {
+                self.end_turn();
             }
             self.schedule_turn();
         }

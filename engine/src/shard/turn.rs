@@ -92,6 +92,9 @@ impl<C: Core> ShardRuntime<C> {
         if let Some(store) = &self.settings.store {
             self.core.borrow_mut().submit(store, self.now());
         }
+        if let Some(cluster) = &self.settings.cluster {
+            self.core.borrow_mut().submit_shared(cluster, self.now());
+        }
     }
 
     fn carry_outputs(&self) {

@@ -24,6 +24,7 @@ use super::following::Following;
 use super::log::{Log, Pending};
 use super::presence::Members;
 use super::ring::RingBudget;
+use super::shared::Shared;
 use crate::dedup::{DedupTable, Entry};
 use crate::ids::{ChannelKey, Now, ShardId};
 use crate::limits::{LATE_COMMIT_MS, LATE_DELIVERY_MS};
@@ -60,6 +61,8 @@ pub struct HomeChannel {
     pub following: Option<Box<Following>>,
     /// Presence, where anybody uses it.
     pub members: Option<Box<Members>>,
+    /// This node's part in them, where there are several nodes.
+    pub shared: Option<Box<Shared>>,
     /// Monotonic ms of the last use.
     used_ms: u64,
 }
@@ -134,6 +137,13 @@ impl HomeChannels {
         self.entries.iter().filter_map(Option::as_ref)
     }
 
+    /// The channels with their slots.
+    pub fn slots(&self) -> impl Iterator<Item = (u32, &HomeChannel)> {
+        (0u32..)
+            .zip(&self.entries)
+            .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
+    }
+
     pub fn find(&self, app: &str, name: &str, hash: u64) -> Option<u32> {
         self.by_name
             .find(hash, |slot| {
@@ -176,6 +186,7 @@ impl HomeChannels {
             interested: Vec::new(),
             following: None,
             members: None,
+            shared: None,
             used_ms: now.mono_ms(),
         };
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -522,7 +533,9 @@ impl HomeChannel {
 
     /// Whether nobody here needs to hear of it.
     pub fn is_unwanted(&self) -> bool {
-        self.interested.is_empty() && self.members.is_none()
+        self.interested.is_empty()
+            && self.members.is_none()
+            && self.shared.as_ref().is_none_or(|shared| shared.is_idle())
     }
 
     fn is_idle(&self) -> bool {

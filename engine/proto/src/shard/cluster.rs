@@ -100,7 +100,11 @@ impl Shard {
                 }
             }
             BrokerReply::ClearDone { ticket, result } => self.handle_clear_done(ticket, result),
-            BrokerReply::Presence { .. } => {}
+            BrokerReply::Presence { follow, payload } => {
+                if let Some(slot) = self.followed(follow) {
+                    self.handle_presence_payload(slot, &payload, now);
+                }
+            }
             BrokerReply::Answer { ticket, answer } => {
                 self.handle_store(StoreReply::Answer { ticket, answer }, now);
             }
@@ -221,7 +225,7 @@ impl Shard {
     /// Home shard: whether the channel is heard, so that a subscriber can be told at once. Where it is not, the shard is
     /// told when it is.
     pub(super) fn hear(&mut self, slot: u32, shard: ShardId, local: LocalRef) -> bool {
-        self.follow(slot);
+        self.follow_channel(slot);
         let following = self.home.get_mut(slot).and_then(|c| c.following.as_mut());
         match following {
             Some(following) if !following.heard => {
@@ -234,7 +238,7 @@ impl Shard {
     }
 
     /// Begins to follow a channel, or asks what was missed where its log is in doubt.
-    pub(super) fn follow(&mut self, slot: u32) {
+    pub(super) fn follow_channel(&mut self, slot: u32) {
         let resume_max = self.options.limits.resume_messages_max;
         let Some(channel) = self.home.get_mut(slot) else {
             return;
@@ -316,7 +320,7 @@ impl Shard {
         if let Some(following) = self.home.get_mut(slot).and_then(|c| c.following.as_mut()) {
             following.hold(message);
         }
-        self.follow(slot);
+        self.follow_channel(slot);
     }
 
     fn deliver_message(&mut self, slot: u32, message: &BrokerMessage, now: Now) {
@@ -401,14 +405,11 @@ impl Shard {
         }
         if overflowed && let Some(log) = self.home.log_mut(slot) {
             log.in_doubt = true;
-            self.follow(slot);
+            self.follow_channel(slot);
         }
         self.let_go_later(slot, now);
-        self.on_channel_heard(slot, now);
+        self.handle_topic_ready(slot, now);
     }
-
-    /// Hook for what else is kept of a channel between nodes: it is heard from here on.
-    fn on_channel_heard(&mut self, _slot: u32, _now: Now) {}
 
     /// Tells subscribers that messages up to a place will not come any more (contract D18: the position form).
     fn tell_lost(&mut self, slot: u32, through: u64, now: Now) {
@@ -440,7 +441,7 @@ impl Shard {
                 LogState::Unknown => {}
             }
         }
-        self.follow(slot);
+        self.follow_channel(slot);
         self.let_go_later(slot, now);
     }
 

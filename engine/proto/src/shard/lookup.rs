@@ -136,7 +136,7 @@ impl Shard {
     /// Asks the store for a channel's log unless it is known or asked for.
     pub(super) fn load(&mut self, slot: u32, now: Now) {
         if self.options.clustered {
-            self.follow(slot);
+            self.follow_channel(slot);
             return;
         }
         let Some(channel) = self.home.get_mut(slot) else {

@@ -29,6 +29,7 @@ mod members;
 mod presence;
 mod publish;
 mod replay;
+mod shared;
 mod store;
 mod subscribe;
 mod timers;
@@ -72,6 +73,7 @@ use apps::Apps;
 use cluster::BrokerState;
 use members::PresenceState;
 use publish::Delivery;
+use shared::SharedState;
 use store::StoreState;
 
 /// An unblocked outbox with this many frames is flushed before more is read: far below what ends
@@ -217,6 +219,7 @@ pub struct Shard {
     store: StoreState,
     broker: BrokerState,
     presence: PresenceState,
+    shared: SharedState,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
@@ -265,6 +268,7 @@ impl Shard {
             store: StoreState::default(),
             broker: BrokerState::default(),
             presence: PresenceState::default(),
+            shared: SharedState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,

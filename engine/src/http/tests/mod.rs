@@ -92,6 +92,7 @@ impl Node {
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
+                cluster: None,
                 usage: None,
                 broker: None,
             };
