@@ -590,3 +590,6 @@ fn page_of(snapshot: Snapshot, after: Option<&str>, limit: usize) -> MemberPage 
         has_more,
     }
 }
+
+#[cfg(test)]
+mod tests;
