@@ -23,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
@@ -31,6 +32,7 @@ use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
+use crate::broker::{self, BrokerHandle};
 use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::http::AdminStart;
@@ -57,6 +59,8 @@ const MESSAGES_FILE: &str = "messages.db";
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a stop waits for publishes that are under way to the broker.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stop waits for Redis to take this node's members.
 const CLUSTER_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -99,6 +103,8 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// The way to other nodes is configured wrongly.
+    Broker(String),
     /// Redis cannot be used as configured.
     Cluster(String),
     /// The thread that follows certificate files cannot be made.
@@ -121,6 +127,7 @@ impl fmt::Display for RunError {
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Broker(error) => write!(f, "broker.redis: {error}"),
             Self::Cluster(error) => write!(f, "cannot use [broker.redis]: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
@@ -183,6 +190,12 @@ pub fn run(
         .unzip();
     let (usage, used) =
         usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(broker::INBOX_BATCHES))
+        .unzip();
+    let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
     let (cluster, shared, calls) =
         cluster::start(&config, &placement, (listen, admin)).map_err(RunError::Cluster)?;
@@ -190,6 +203,7 @@ pub fn run(
         replies,
         snapshots,
         totals,
+        heard,
         shared,
     };
     let clock = start_clock();
@@ -199,6 +213,7 @@ pub fn run(
         cluster: cluster.clone(),
         calls: Some(calls),
         store: store.clone(),
+        broker: broker.clone(),
         usage: usage.clone(),
         used,
         tls: tls.clone(),
@@ -231,6 +246,9 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    if broker.is_some_and(|broker| !broker.shutdown(BROKER_PATIENCE)) {
+        log::error!("the broker did not finish; unacknowledged messages may be lost");
+    }
     if let Some(cluster) = cluster {
         cluster.shutdown(CLUSTER_PATIENCE);
     }
@@ -241,6 +259,20 @@ pub fn run(
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// Joins the other nodes, where there may be any.
+fn start_broker(
+    config: &Config,
+    inboxes: Vec<InboxSender<Vec<BrokerReply>>>,
+) -> Result<Option<BrokerHandle>, RunError> {
+    if !config.redis.is_on() {
+        return Ok(None);
+    }
+    let window_ms = config.limits.dedup_window_ms;
+    broker::start(&config.redis, random_u64(), window_ms, inboxes)
+        .map(Some)
+        .map_err(RunError::Broker)
 }
 
 /// Lets a successor have the listening sockets. Without that the server runs as well.
@@ -314,6 +346,7 @@ struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
+    heard: Vec<Inbox<Vec<BrokerReply>>>,
     shared: Vec<Inbox<SharedReply>>,
 }
 
@@ -340,6 +373,7 @@ struct Served {
     /// For the first shard.
     calls: Option<Inbox<Incoming>>,
     store: StoreHandle,
+    broker: Option<BrokerHandle>,
     usage: UsageHandle,
     /// What apps have used before this start.
     used: AppTotals,
@@ -390,8 +424,9 @@ fn start_shards(
         .into_iter()
         .zip(inboxes.snapshots)
         .zip(inboxes.totals)
+        .zip(inboxes.heard)
         .zip(inboxes.shared);
-    for ((index, core), (((replies, snapshots), totals), shared)) in
+    for ((index, core), ((((replies, snapshots), totals), heard), shared)) in
         (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
@@ -421,6 +456,8 @@ fn start_shards(
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),
             store: served.store.clone(),
+            broker: served.broker.clone(),
+            heard,
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,

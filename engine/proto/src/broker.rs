@@ -80,6 +80,8 @@ pub enum BrokerReply {
         follow: FollowRef,
         /// Where the channel stands; of `newest` only what is later than [`Follow::after`].
         loaded: Box<Loaded>,
+        /// The epoch's messages are those behind this sequence.
+        epoch_from: u64,
     },
     /// The node does not hear the channel any more (a connection was lost): it has to be followed again.
     Unheard { follow: FollowRef },

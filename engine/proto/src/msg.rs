@@ -71,6 +71,8 @@ pub struct Publish<'a> {
     /// Client id of the publisher.
     pub publisher: &'a str,
     pub persist: bool,
+    /// The id was made here: nobody has used it before.
+    pub is_made: bool,
     pub origin: Origin,
 }
 
@@ -85,6 +87,7 @@ pub struct OwnedPublish {
     id_len: u32,
     publisher_len: u32,
     persist: bool,
+    is_made: bool,
     origin: Origin,
 }
 
@@ -105,8 +108,14 @@ impl OwnedPublish {
             id_len: u32::try_from(publish.id.len()).unwrap_or(0),
             publisher_len: u32::try_from(publish.publisher.len()).unwrap_or(0),
             persist: publish.persist,
+            is_made: publish.is_made,
             origin: publish.origin,
         }
+    }
+
+    /// Bytes of all that is text.
+    pub fn text_len(&self) -> usize {
+        self.text.len()
     }
 
     pub fn borrow(&self) -> Publish<'_> {
@@ -121,6 +130,7 @@ impl OwnedPublish {
             id,
             publisher,
             persist: self.persist,
+            is_made: self.is_made,
             origin: self.origin,
         }
     }
@@ -506,6 +516,7 @@ mod tests {
             id: "",
             publisher: "me",
             persist: false,
+            is_made: false,
             origin,
         };
         let owned = OwnedPublish::new(&publish);

@@ -38,6 +38,10 @@ pub struct Namespace {
     /// many there are.
     #[serde(default = "default_presence_events_max")]
     pub presence_events_max: usize,
+    /// Whether ephemeral messages are delivered on their node alone while the broker between nodes is away, instead of
+    /// being refused.
+    #[serde(default)]
+    pub ephemeral_when_degraded: bool,
     /// Rates of what concerns these channels.
     #[serde(default, skip_serializing_if = "Rates::is_empty")]
     pub rates: Rates,
@@ -70,6 +74,7 @@ impl Default for Namespace {
             sync: Sync::Process,
             presence_members_max: None,
             presence_events_max: PRESENCE_EVENTS_MAX,
+            ephemeral_when_degraded: false,
             rates: Rates::default(),
         }
     }
@@ -145,6 +150,8 @@ pub struct Settings {
     /// Of this namespace; none: the limit of all channels.
     pub presence_members_max: Option<usize>,
     pub presence_events_max: usize,
+    /// See [`Namespace::ephemeral_when_degraded`].
+    pub ephemeral_when_degraded: bool,
 }
 
 impl Default for Settings {
@@ -165,6 +172,7 @@ impl From<&Namespace> for Settings {
             },
             presence_members_max: n.presence_members_max,
             presence_events_max: n.presence_events_max,
+            ephemeral_when_degraded: n.ephemeral_when_degraded,
         }
     }
 }

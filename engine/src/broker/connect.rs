@@ -108,20 +108,31 @@ impl Access {
         addr: &ConnectionAddr,
         pushes: Option<tokio::sync::mpsc::UnboundedSender<redis::PushInfo>>,
     ) -> redis::RedisResult<MultiplexedConnection> {
-        let seed = self.seeds.first().ok_or_else(|| {
-            redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no URL"))
-        })?;
+        let config = match pushes {
+            Some(pushes) => AsyncConnectionConfig::new().set_push_sender(pushes),
+            None => AsyncConnectionConfig::new(),
+        };
+        self.open_with(addr, config).await
+    }
+
+    /// The same with settings of the caller's; both timeouts are set here.
+    ///
+    /// # Errors
+    /// As of [`Access::open`].
+    pub(super) async fn open_with(
+        &self,
+        addr: &ConnectionAddr,
+        config: AsyncConnectionConfig,
+    ) -> redis::RedisResult<MultiplexedConnection> {
+        let seed = self.seeds.first().ok_or_else(no_url)?;
         let info = seed.clone().set_addr(addr.clone());
         let client = match &self.certificates {
             Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
             None => Client::open(info)?,
         };
-        let mut config = AsyncConnectionConfig::new()
+        let config = config
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
             .set_response_timeout(Some(self.response_timeout));
-        if let Some(pushes) = pushes {
-            config = config.set_push_sender(pushes);
-        }
         client
             .get_multiplexed_async_connection_with_config(&config)
             .await
@@ -146,9 +157,7 @@ impl Access {
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| {
-            redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no URL"))
-        }))
+        Err(last.unwrap_or_else(no_url))
     }
 
     async fn open_cluster(&self) -> redis::RedisResult<ClusterConnection> {
@@ -161,6 +170,10 @@ impl Access {
         }
         builder.build()?.get_async_connection().await
     }
+}
+
+fn no_url() -> redis::RedisError {
+    redis::RedisError::from((redis::ErrorKind::InvalidClientConfig, "no URL"))
 }
 
 /// Whether the server is part of a cluster.

@@ -266,7 +266,9 @@ impl ClusterHandle {
         }
         while !thread.is_finished() {
             if std::time::Instant::now() >= until {
-                log::warn!("cluster: Redis does not answer; this node's members leave with its lease");
+                log::warn!(
+                    "cluster: Redis does not answer; this node's members leave with its lease"
+                );
                 return;
             }
             std::thread::sleep(Duration::from_millis(2));

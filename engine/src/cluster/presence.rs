@@ -278,7 +278,9 @@ async fn perform(session: &Session, out: &Out, op: &SharedOp) -> RedisResult<Don
             let place = (&*channel.app, &*channel.name);
             let texts: Vec<String> = held.iter().map(|h| h.joined_at.to_string()).collect();
             let each = held.iter().zip(&texts);
-            let arguments: Vec<&str> = each.flat_map(|(held, at)| sync_arguments(held, at)).collect();
+            let arguments: Vec<&str> = each
+                .flat_map(|(held, at)| sync_arguments(held, at))
+                .collect();
             session
                 .members::<Value>(place, "sync", lease, &arguments)
                 .await?;

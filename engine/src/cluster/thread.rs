@@ -143,7 +143,9 @@ impl Thread {
                     if self.serve(session, bus).await == End::Stop {
                         return;
                     }
-                    log::warn!("cluster: Redis is away; members cannot enter, and other nodes are not heard");
+                    log::warn!(
+                        "cluster: Redis is away; members cannot enter, and other nodes are not heard"
+                    );
                 }
                 Err(error) => {
                     log::debug!("cluster: cannot connect to Redis: {error}");

@@ -33,7 +33,7 @@ use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
-use super::{everywhere, Refusal, effective_method, json, read_body, tell_rate};
+use super::{Refusal, effective_method, everywhere, json, read_body, tell_rate};
 use crate::conn::head::bearer;
 use crate::shard::Server;
 

@@ -32,11 +32,7 @@ pub(super) async fn ask(
     let Some(cluster) = &server.settings.cluster else {
         return Ok(vec![ask_here(server, call).await?]);
     };
-    let (here, others) = future::zip(
-        ask_here(server, call.clone()),
-        cluster.call(call),
-    )
-    .await;
+    let (here, others) = future::zip(ask_here(server, call.clone()), cluster.call(call)).await;
     let silent = || {
         let text = "not every node has answered";
         ProtocolError::with_text(ErrorCode::Unavailable, text)

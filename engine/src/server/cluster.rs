@@ -20,8 +20,18 @@ pub(super) fn start(
     config: &Config,
     placement: &Placement,
     (listen, admin): (SocketAddr, SocketAddr),
-) -> Result<(Option<ClusterHandle>, Vec<Inbox<SharedReply>>, Inbox<Incoming>), String> {
-    let inboxes = config.cores.iter().map(|_| inbox::bounded(REPLIES_WAITING_MAX));
+) -> Result<
+    (
+        Option<ClusterHandle>,
+        Vec<Inbox<SharedReply>>,
+        Inbox<Incoming>,
+    ),
+    String,
+> {
+    let inboxes = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(REPLIES_WAITING_MAX));
     let (replies, shared) = inboxes.unzip();
     let (to_calls, calls) = inbox::bounded(CALLS_WAITING_MAX);
     if !config.redis.is_on() {

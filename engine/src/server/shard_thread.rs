@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
@@ -14,6 +15,7 @@ use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::broker::BrokerHandle;
 use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::conn::head::accept;
@@ -57,6 +59,10 @@ pub(super) struct Plan {
     pub(super) shared: Inbox<SharedReply>,
     pub(super) calls: Option<Inbox<Incoming>>,
     pub(super) store: StoreHandle,
+    /// None where this is the only node.
+    pub(super) broker: Option<BrokerHandle>,
+    /// What the broker has done or heard.
+    pub(super) heard: Inbox<Vec<BrokerReply>>,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
     /// None where this is the only shard.
@@ -110,6 +116,7 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        broker: plan.broker,
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
@@ -141,6 +148,7 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
+    glommio::spawn_local(server.clone().hear_broker(plan.heard)).detach();
     glommio::spawn_local(server.clone().hear_cluster(plan.shared)).detach();
     if let Some(calls) = plan.calls {
         glommio::spawn_local(crate::http::everywhere::answer_calls(server.clone(), calls)).detach();

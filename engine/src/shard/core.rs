@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
@@ -15,8 +16,9 @@ use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
-use crate::conn::Transport;
+use crate::broker::BrokerHandle;
 use crate::cluster::ClusterHandle;
+use crate::conn::Transport;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
 
@@ -66,6 +68,9 @@ pub trait Core: Sized + 'static {
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
+    /// Hands the broker what has gathered for it, questions to the store with it.
+    fn submit_to_broker(&mut self, _broker: &BrokerHandle, _now: Now) {}
+    fn handle_broker(&mut self, _reply: BrokerReply, _now: Now) {}
     /// Hands over what has gathered for the other nodes.
     fn submit_shared(&mut self, _cluster: &ClusterHandle, _now: Now) {}
     fn handle_shared(&mut self, _reply: SharedReply, _now: Now) {}
@@ -247,6 +252,27 @@ impl Core for Shard {
 
     fn handle_store(&mut self, reply: StoreReply, now: Now) {
         Shard::handle_store(self, reply, now);
+    }
+
+    fn submit_to_broker(&mut self, broker: &BrokerHandle, now: Now) {
+        let shard = self.id();
+        let ops = self.take_broker_ops();
+        if !ops.is_empty()
+            && let Err(refused) = broker.submit(shard, ops)
+        {
+            self.refuse_broker_ops(refused, now);
+        }
+        for question in self.take_questions() {
+            let ticket = question.ticket;
+            if let Err(error) = broker.read(shard, question) {
+                let answer = Err(error);
+                Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
+            }
+        }
+    }
+
+    fn handle_broker(&mut self, reply: BrokerReply, now: Now) {
+        Shard::handle_broker(self, reply, now);
     }
 
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {

@@ -26,6 +26,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use glommio::net::TcpStream;
+use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::outbox::Frame;
@@ -34,6 +35,7 @@ use shardwire_proto::shard::Shard;
 use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
+use crate::broker::BrokerHandle;
 use crate::cluster::ClusterHandle;
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
@@ -61,6 +63,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
+    /// Who orders and keeps messages among several nodes; none where this is the only one.
+    pub broker: Option<BrokerHandle>,
     /// The certificates that are shown; none where connections are plain.
     pub tls: Option<Acceptor>,
     /// Who changes apps and credentials; none where nobody does.
@@ -294,6 +298,24 @@ impl<C: Core> ShardRuntime<C> {
             };
             if due {
                 self.end_turn();
+            }
+            self.schedule_turn();
+        }
+    }
+
+    /// Takes what the broker has done or heard, until the task is dropped. A batch ends in a turn where it has filled
+    /// outboxes, so that a busy broker does not make slow consumers of fast ones.
+    pub async fn hear_broker(self: Rc<Self>, inbox: inbox::Inbox<Vec<BrokerReply>>) {
+        loop {
+            for reply in inbox.recv().await {
+                let due = {
+                    let mut core = self.core.borrow_mut();
+                    core.handle_broker(reply, self.now());
+                    core.flush_due()
+                };
+                if due {
+                    self.end_turn();
+                }
             }
             self.schedule_turn();
         }

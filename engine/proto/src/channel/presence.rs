@@ -282,10 +282,20 @@ impl Members {
             EventKind::Enter | EventKind::Update => event.kind,
         };
         let known = self.by_id.get_mut(&event.client_id);
-        let kind = if known.is_some() { EventKind::Update } else { kind };
+        let kind = if known.is_some() {
+            EventKind::Update
+        } else {
+            kind
+        };
         match known {
             Some(member) => member.state.clone_from(&event.state),
-            None => self.insert(&event.client_id, event.joined_at, event.state.clone(), rules, now),
+            None => self.insert(
+                &event.client_id,
+                event.joined_at,
+                event.state.clone(),
+                rules,
+                now,
+            ),
         }
         self.note(Event {
             kind,
@@ -294,13 +304,7 @@ impl Members {
     }
 
     /// These are the members: who is told of what differs, if anybody `is_told`.
-    pub fn replace(
-        &mut self,
-        mut shown: Vec<Shown>,
-        is_told: bool,
-        rules: Rules,
-        now: Now,
-    ) {
+    pub fn replace(&mut self, mut shown: Vec<Shown>, is_told: bool, rules: Rules, now: Now) {
         let mut gone: Vec<Arc<str>> = self.by_id.keys().cloned().collect();
         shown.sort_unstable_by(|a, b| a.client_id.cmp(&b.client_id));
         gone.retain(|id| shown.binary_search_by(|s| s.client_id.cmp(id)).is_err());

@@ -92,6 +92,10 @@ impl Shard {
     /// Keeps work until the channel's log is known, asking for it if nobody has. Err gives it back
     /// when too much waits.
     pub(super) fn defer(&mut self, slot: u32, work: Deferred, now: Now) -> Result<(), Deferred> {
+        let can_wait = matches!(work, Deferred::Replay { .. });
+        if self.options.clustered && !self.broker_is_up() && !can_wait {
+            return Err(work);
+        }
         let waiting = self.store.deferred.entry(slot).or_default();
         let most = match &work {
             Deferred::Publish(_) => DEFERRED_PER_CHANNEL_MAX,
@@ -131,6 +135,10 @@ impl Shard {
 
     /// Asks the store for a channel's log unless it is known or asked for.
     pub(super) fn load(&mut self, slot: u32, now: Now) {
+        if self.options.clustered {
+            self.follow_channel(slot);
+            return;
+        }
         let Some(channel) = self.home.get_mut(slot) else {
             return;
         };
@@ -239,6 +247,16 @@ impl Shard {
             }
             return;
         }
+        self.do_work(slot, waiting, now);
+    }
+
+    /// Does what has waited for a log that is known by now.
+    pub(super) fn do_deferred(&mut self, slot: u32, now: Now) {
+        let waiting = self.store.deferred.remove(&slot).unwrap_or_default();
+        self.do_work(slot, waiting, now);
+    }
+
+    fn do_work(&mut self, slot: u32, waiting: Vec<Deferred>, now: Now) {
         for work in waiting {
             match work {
                 Deferred::Publish(publish) => self.accept_publish(&publish.borrow(), now),
@@ -429,7 +447,7 @@ impl Shard {
         let pending = log.pending_at(timestamp);
         let gone = log.may_be_gone_at(timestamp);
         let others = pending + u64::from(gone == Some(true));
-        let known = if channel.next_timestamp(now) <= timestamp {
+        let known = if channel.next_timestamp(self.broker_now(now)) <= timestamp {
             // More may come: as if there were several.
             Some(2)
         } else if gone.is_some() {

@@ -18,6 +18,7 @@
 mod access;
 mod apps;
 mod ask;
+mod cluster;
 mod conn;
 mod counters;
 mod history;
@@ -69,6 +70,7 @@ use crate::wheel::Wheel;
 use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
+use cluster::BrokerState;
 use members::PresenceState;
 use publish::Delivery;
 use shared::SharedState;
@@ -215,6 +217,7 @@ pub struct Shard {
     local: LocalChannels,
     home: HomeChannels,
     store: StoreState,
+    broker: BrokerState,
     presence: PresenceState,
     shared: SharedState,
     wheel: Wheel,
@@ -263,6 +266,7 @@ impl Shard {
             local: LocalChannels::default(),
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
+            broker: BrokerState::default(),
             presence: PresenceState::default(),
             shared: SharedState::default(),
             wheel: Wheel::new(now.mono_s()),
@@ -292,6 +296,9 @@ impl Shard {
 
     fn handle_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
         match msg {
+            ShardMsg::Publish(publish) if self.goes_to_broker(&publish.borrow()) => {
+                self.publish_to_broker(Arc::new(publish), now);
+            }
             ShardMsg::Publish(publish) => self.accept_publish(&publish.borrow(), now),
             ShardMsg::Deliver {
                 to,

@@ -157,10 +157,12 @@ impl Shard {
         now: Now,
     ) -> Result<(), ErrorCode> {
         let made;
+        let mut is_made = false;
         let id = match item.id.as_deref() {
             Some(id) if is_usable_id(id) => id,
             _ => {
                 made = self.make_id(now);
+                is_made = true;
                 &made
             }
         };
@@ -173,10 +175,13 @@ impl Shard {
             id,
             publisher,
             persist: item.persist,
+            is_made,
             origin,
         };
         let home = self.placement.home(hash);
-        if home == self.id {
+        if home == self.id && self.goes_to_broker(&publish) {
+            self.publish_to_broker(Arc::new(OwnedPublish::new(&publish)), now);
+        } else if home == self.id {
             self.accept_publish(&publish, now);
         } else if self.mesh_full(home) {
             return Err(ErrorCode::Unavailable);
@@ -291,7 +296,7 @@ impl Shard {
         self.deliver_record(slot, record, publisher, pending.accepted_us, now);
     }
 
-    /// Fans a stored message out.
+    /// Fans a stored message out, or an ephemeral one of another node, whose sequence is 0.
     pub(super) fn deliver_record(
         &mut self,
         slot: u32,
@@ -309,13 +314,13 @@ impl Shard {
             id: &record.id,
             position: Position {
                 timestamp: record.timestamp,
-                sequence: Some(record.sequence),
+                sequence: (record.sequence > 0).then_some(record.sequence),
             },
         };
         self.fan_out(slot, &message, publisher, accepted_us, now);
     }
 
-    fn confirm(
+    pub(super) fn confirm(
         &mut self,
         origin: Origin,
         channel: &str,
@@ -394,6 +399,28 @@ impl Shard {
         accepted_us: u64,
         now: Now,
     ) {
+        let sequence = message.position.sequence;
+        self.fan_out_text(slot, sequence, publisher, accepted_us, now, |out| {
+            write_message(
+                out,
+                message.channel,
+                message.data,
+                message.id,
+                message.position,
+            );
+        });
+    }
+
+    /// Encodes what every subscriber is sent, once, and hands it to every shard with any.
+    pub(super) fn fan_out_text(
+        &mut self,
+        slot: u32,
+        sequence: Option<u64>,
+        publisher: Option<Origin>,
+        accepted_us: u64,
+        now: Now,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let excluded_on = |shard| publisher.and_then(|p| p.excluded_on(shard));
         let interested = self.home.interested(slot);
         if interested.is_empty() {
@@ -404,15 +431,7 @@ impl Shard {
             .find(|(shard, _)| *shard == self.id)
             .map(|(_, local)| *local);
         let others = interested.len() - usize::from(here.is_some());
-        let frame = self.encoder.text(|out| {
-            write_message(
-                out,
-                message.channel,
-                message.data,
-                message.id,
-                message.position,
-            );
-        });
+        let frame = self.encoder.text(write);
         let local_frame = here.map(|local| (local, Frame::from(frame)));
         if others > 0 {
             let frame: Arc<[u8]> = frame.into();
@@ -425,7 +444,7 @@ impl Shard {
                 let msg = ShardMsg::Deliver {
                     to,
                     frame: frame.clone(),
-                    sequence: message.position.sequence,
+                    sequence,
                     exclude: excluded_on(shard),
                     accepted_us,
                 };
@@ -435,7 +454,7 @@ impl Shard {
         if let Some((to, frame)) = local_frame {
             let delivery = Delivery {
                 to,
-                sequence: message.position.sequence,
+                sequence,
                 exclude: excluded_on(self.id),
                 accepted_us,
             };

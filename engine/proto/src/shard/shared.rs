@@ -218,7 +218,9 @@ impl Shard {
             shared.view.forget();
             self.settle(slot, now);
         }
-        self.change(slot, now, |m, rules| m.replace(Vec::new(), false, rules, now));
+        self.change(slot, now, |m, rules| {
+            m.replace(Vec::new(), false, rules, now)
+        });
     }
 
     /// Whether the members here are those of all nodes.
@@ -339,7 +341,10 @@ impl Shard {
             UnderWay::List(_) => return,
         };
         if self.home.get(slot).is_none_or(|c| c.number != number) {
-            debug_assert!(false, "a channel with operations under way is not forgotten");
+            debug_assert!(
+                false,
+                "a channel with operations under way is not forgotten"
+            );
             return;
         }
         if let Some(shared) = self.shared_in(slot) {
@@ -578,12 +583,14 @@ fn page_of(snapshot: Snapshot, after: Option<&str>, limit: usize) -> MemberPage 
     members.retain(|m| after.is_none_or(|after| &*m.client_id > after));
     let has_more = members.len() > limit;
     members.truncate(limit);
-    let listed = members.into_iter().map(|m| crate::channel::presence::Listed {
-        client_id: m.client_id,
-        joined_at: m.joined_at,
-        state: m.state,
-        connections: 1,
-    });
+    let listed = members
+        .into_iter()
+        .map(|m| crate::channel::presence::Listed {
+            client_id: m.client_id,
+            joined_at: m.joined_at,
+            state: m.state,
+            connections: 1,
+        });
     MemberPage {
         members: listed.collect(),
         total,

@@ -214,7 +214,7 @@ impl Shard {
 
     /// Operations and reads under way.
     pub(super) fn store_pending(&self) -> usize {
-        self.store.under_way.len() + self.store.reads.len()
+        self.store.under_way.len() + self.store.reads.len() + self.broker_pending()
     }
 
     /// Home shard: an HTTP request removes a channel's messages.
@@ -226,6 +226,10 @@ impl Shard {
         request: RequestId,
         now: Now,
     ) {
+        if self.options.clustered {
+            self.clear_at_broker(channel, shard, request);
+            return;
+        }
         let slot = self.enter_home(&channel.app, &channel.name, hash, now);
         if self.home.log(slot).is_some() {
             self.clear(slot, shard, request);

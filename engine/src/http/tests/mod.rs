@@ -94,6 +94,7 @@ impl Node {
                 registry: None,
                 cluster: None,
                 usage: None,
+                broker: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
