@@ -198,7 +198,7 @@ pub fn run(
     let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
     let (cluster, shared, calls) =
-        cluster::start(&config, &placement, (listen, admin)).map_err(RunError::Cluster)?;
+        cluster::start(&config, &placement, &registry, (listen, admin)).map_err(RunError::Cluster)?;
     let inboxes = Inboxes {
         replies,
         snapshots,

@@ -17,6 +17,7 @@
 //! member whose lease is over leaves once, whoever sweeps.
 
 mod bus;
+mod mirror;
 mod nodes;
 mod presence;
 mod session;
@@ -34,10 +35,12 @@ use shardwire_proto::ids::{Placement, ShardId};
 use tokio::sync::mpsc;
 
 pub use self::bus::{Call, CallReply};
+pub use self::mirror::{CommitError, Mirrored};
 pub use self::nodes::Node;
 use crate::broker::RedisConfig;
 use crate::broker::connect::Access;
 use crate::broker::keys::Keys;
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
 
 /// Batches of operations, and calls, that may wait for the thread; a shard keeps what finds no room.
@@ -57,6 +60,8 @@ pub struct Setup {
     /// By shard.
     pub replies: Vec<InboxSender<SharedReply>>,
     pub calls: InboxSender<Incoming>,
+    /// Takes over what other nodes have changed of apps and credentials.
+    pub registry: RegistryHandle,
     /// What other nodes are told of this one.
     pub about: Value,
     /// How long it is remembered where a client has connected, ms.
@@ -141,6 +146,7 @@ enum Job {
         to: (Arc<str>, u64),
         answer: Value,
     },
+    Commit(mirror::Commit),
     /// Give up what this node holds, then end.
     Stop,
 }
@@ -185,7 +191,7 @@ impl ClusterHandle {
             .try_send(Job::Ops { shard, ops })
             .map_err(|refused| match refused.into_inner() {
                 Job::Ops { ops, .. } => ops,
-                Job::Call { .. } | Job::Answer { .. } | Job::Stop => Vec::new(),
+                Job::Call { .. } | Job::Answer { .. } | Job::Commit(_) | Job::Stop => Vec::new(),
             })
     }
 

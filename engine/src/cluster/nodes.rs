@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::lock;
+use super::{lock, mirror};
 use super::session::{Session, node_of};
 use super::thread::Out;
 
@@ -62,6 +62,7 @@ pub(super) async fn keep(
     let mut beat_due = began;
     let mut beaten: Option<Instant> = None;
     let mut leases = BTreeMap::new();
+    let mut mirrored = None;
     let mut now_ms = 0;
     loop {
         let now = Instant::now();
@@ -71,7 +72,9 @@ pub(super) async fn keep(
         }
         if now >= beat_due {
             let alive = heard.ping().await;
-            match alive.and(beat(session, out).await) {
+            let beat = beat(session, out).await;
+            let looked = mirror::look(session, out, &mut mirrored).await;
+            match alive.and(looked).and(beat) {
                 Ok(brought) => {
                     beaten = Some(now);
                     beat_due = now + BEAT;
