@@ -199,6 +199,9 @@ pub fn run(
     let placement = placement(&config);
     let (cluster, shared, calls) =
         cluster::start(&config, &placement, &registry, (listen, admin)).map_err(RunError::Cluster)?;
+    if let Some(cluster) = &cluster {
+        usage.join(cluster.clone());
+    }
     let inboxes = Inboxes {
         replies,
         snapshots,

@@ -17,12 +17,14 @@
 //! member whose lease is over leaves once, whoever sweeps.
 
 mod bus;
+mod limits;
 mod mirror;
 mod nodes;
 mod presence;
 mod session;
 mod thread;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -35,6 +37,7 @@ use shardwire_proto::ids::{Placement, ShardId};
 use tokio::sync::mpsc;
 
 pub use self::bus::{Call, CallReply};
+pub use self::limits::AppUse;
 pub use self::mirror::{CommitError, Mirrored};
 pub use self::nodes::Node;
 use crate::broker::RedisConfig;
@@ -92,6 +95,8 @@ struct Shared {
     /// As of the last beat.
     nodes: Mutex<Vec<Node>>,
     gauges: Gauges,
+    /// What apps use on this node.
+    uses: Mutex<HashMap<Arc<str>, AppUse>>,
     counters: Counters,
     /// The process ends: shards do not listen any more.
     is_ending: AtomicBool,
@@ -170,6 +175,7 @@ pub fn start(setup: Setup) -> Result<ClusterHandle, String> {
         gauges: Gauges {
             shards: gauges.collect(),
         },
+        uses: Mutex::default(),
         counters: Counters::default(),
         is_ending: AtomicBool::new(false),
         thread: Mutex::default(),
@@ -234,6 +240,12 @@ impl ClusterHandle {
             a.store(connections as u64, Relaxed);
             b.store(channels as u64, Relaxed);
         }
+    }
+
+    /// Takes note of what an app uses here.
+    pub fn note_use(&self, app: &Arc<str>, add: impl FnOnce(&mut AppUse)) {
+        let mut uses = lock(&self.shared.uses);
+        add(uses.entry(app.clone()).or_default());
     }
 
     /// The name of this node.

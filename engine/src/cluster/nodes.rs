@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::limits::{self, Exchange};
 use super::{lock, mirror};
 use super::session::{Session, node_of};
 use super::thread::Out;
@@ -37,6 +38,9 @@ pub struct Node {
     /// What it says of itself.
     #[serde(flatten)]
     pub about: Value,
+    /// What apps use there.
+    #[serde(skip)]
+    pub(super) uses: Value,
 }
 
 fn as_text<S: serde::Serializer>(name: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -63,6 +67,7 @@ pub(super) async fn keep(
     let mut beaten: Option<Instant> = None;
     let mut leases = BTreeMap::new();
     let mut mirrored = None;
+    let mut exchange = Exchange::default();
     let mut now_ms = 0;
     loop {
         let now = Instant::now();
@@ -79,7 +84,11 @@ pub(super) async fn keep(
                     beaten = Some(now);
                     beat_due = now + BEAT;
                     (leases, now_ms) = (brought.leases, brought.now_ms);
-                    *lock(&out.shared.nodes) = living(&leases, now_ms, lease_ms);
+                    let nodes = living(&leases, now_ms, lease_ms);
+                    if let Err(error) = exchange.run(session, out, &nodes).await {
+                        log::debug!("cluster: what apps use could not be exchanged: {error}");
+                    }
+                    *lock(&out.shared.nodes) = nodes;
                 }
                 Err(error) => {
                     log::warn!("cluster: Redis does not answer: {error}");
@@ -109,6 +118,7 @@ async fn beat(session: &Session, out: &Out) -> RedisResult<Beat> {
     let mut about = out.about.clone();
     about["connections"] = connections.into();
     about["channels"] = channels.into();
+    about[limits::FIELD] = limits::take_uses(out);
     let about = about.to_string();
     let (_, now_ms, entries): (Reply, u64, BTreeMap<String, String>) =
         session.nodes("beat", &[&session.lease, &about]).await?;
@@ -134,11 +144,16 @@ fn living(leases: &BTreeMap<String, (u64, String)>, now_ms: u64, lease_ms: u64) 
             *entry = (lease, *at, about);
         }
     }
-    let nodes = latest.into_iter().map(|(name, (lease, at, about))| Node {
-        name: name.into(),
-        lease: lease.into(),
-        silent_ms: now_ms.saturating_sub(at),
-        about: serde_json::from_str(about).unwrap_or_else(|_| json!({})),
+    let nodes = latest.into_iter().map(|(name, (lease, at, about))| {
+        let mut about: Value = serde_json::from_str(about).unwrap_or_else(|_| json!({}));
+        let uses = about.as_object_mut().and_then(|a| a.remove(limits::FIELD));
+        Node {
+            name: name.into(),
+            lease: lease.into(),
+            silent_ms: now_ms.saturating_sub(at),
+            about,
+            uses: uses.unwrap_or_default(),
+        }
     });
     nodes.collect()
 }

@@ -61,11 +61,16 @@ impl Out {
         }
     }
 
+    /// The same to every shard.
+    pub(super) async fn tell_all(&self, reply: SharedReply) {
+        for shard in (0..self.placement.shards()).map(ShardId) {
+            self.tell(shard, reply.clone()).await;
+        }
+    }
+
     async fn tell_health(&self, is_up: bool) {
         self.shared.is_up.store(is_up, Relaxed);
-        for shard in (0..self.placement.shards()).map(ShardId) {
-            self.tell(shard, SharedReply::Health { is_up }).await;
-        }
+        self.tell_all(SharedReply::Health { is_up }).await;
     }
 
     /// The present lease of the node that once had this one; none where it is dead.

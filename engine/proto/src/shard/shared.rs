@@ -121,6 +121,11 @@ impl Shard {
                 client_id,
                 conn,
             } => self.handle_returned(channel, client_id, conn, now),
+            SharedReply::Elsewhere(apps) => {
+                for (app, elsewhere) in apps.iter() {
+                    self.meters.set_elsewhere(app, *elsewhere);
+                }
+            }
             SharedReply::Failed { channel } => {
                 if let Some(slot) = self.shared_slot(&channel) {
                     self.doubt(slot);
