@@ -102,7 +102,7 @@ impl Access {
     /// Opens one connection. What the server pushes goes to `pushes`.
     ///
     /// # Errors
-    /// There is none within [`CONNECT_TIMEOUT`].
+    /// There is none within [`CONNECT_TIMEOUT`], or the time that a publisher waits where that is shorter.
     pub async fn open(
         &self,
         addr: &ConnectionAddr,
@@ -131,7 +131,7 @@ impl Access {
             None => Client::open(info)?,
         };
         let config = config
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_connection_timeout(Some(CONNECT_TIMEOUT.min(self.response_timeout)))
             .set_response_timeout(Some(self.response_timeout));
         client
             .get_multiplexed_async_connection_with_config(&config)

@@ -67,6 +67,10 @@ pub(super) struct Server {
 }
 
 impl Server {
+    fn is_starting(&self) -> bool {
+        self.lanes.iter().any(|l| l.state() == LaneState::Starting)
+    }
+
     fn is_up(&self) -> bool {
         self.lanes.iter().any(|l| l.state() == LaneState::Up)
     }
@@ -255,6 +259,10 @@ impl Core {
     /// A lane has come or gone: tells shards where that changes whether publishing is of use.
     pub(super) fn note_health(&self) {
         let up = self.servers.borrow().values().any(|s| s.is_up());
+        let starting = self.servers.borrow().values().any(|s| s.is_starting());
+        if !up && starting && self.up.get().is_none() {
+            return;
+        }
         if self.up.replace(Some(up)) == Some(up) {
             return;
         }

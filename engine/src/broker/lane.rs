@@ -154,6 +154,11 @@ impl Lane {
                     if let Some(why) = why {
                         core.shared.reconnects.fetch_add(1, Relaxed);
                         log::warn!("broker: a connection to {} is lost: {why}", self.addr);
+                        if why.is_timeout() {
+                            // What does not answer will not do so at once.
+                            self.set_state(LaneState::Down, &core);
+                            self.fail_queue(&core);
+                        }
                     }
                 }
                 Err(error) => {
@@ -189,7 +194,11 @@ impl Lane {
     }
 
     /// Sends what waits until the connection breaks or the lane is to end; says why.
-    async fn serve(&self, mut connection: MultiplexedConnection, core: &Core) -> Option<String> {
+    async fn serve(
+        &self,
+        mut connection: MultiplexedConnection,
+        core: &Core,
+    ) -> Option<redis::RedisError> {
         loop {
             let batch = self.take_batch(core);
             if self.stopped.get() && batch.is_empty() {
@@ -200,7 +209,7 @@ impl Lane {
                 if idle.is_err()
                     && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
                 {
-                    return Some(error.to_string());
+                    return Some(error);
                 }
                 continue;
             }
@@ -227,7 +236,7 @@ impl Lane {
             };
             core.flush();
             if let Err(error) = result {
-                return Some(error.to_string());
+                return Some(error);
             }
         }
     }

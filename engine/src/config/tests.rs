@@ -437,7 +437,7 @@ fn certificates_of_both_listeners() {
 fn the_readme_lists_every_setting() {
     let readme = include_str!("../../../README.md");
     let config = serde_json::to_value(load("").unwrap()).unwrap();
-    let mut names: Vec<String> = [LISTEN, ADMIN_LISTEN, DATA_DIR, SHARDS, CORES, LOG_LEVEL]
+    let mut names: Vec<String> = [LISTEN, ADMIN_LISTEN, DATA_DIR, SHARDS, CORES, LOG_LEVEL, REDIS_URL]
         .iter()
         .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
         .collect();
@@ -453,6 +453,7 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "broker.redis",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

@@ -349,6 +349,10 @@ impl Shard {
         let known = match &mut channel.log {
             LogState::Known(log) => {
                 log.in_doubt = false;
+                if log.committed == 0 {
+                    // Nothing was numbered in the epoch before: nothing is lost with it.
+                    log.rename_epoch(&loaded.epoch);
+                }
                 Some(log.committed).filter(|_| {
                     log.channel.epoch == loaded.epoch && log.committed <= loaded.last_sequence
                 })
