@@ -14,6 +14,7 @@ use crate::store::StoreStats;
 use crate::usage::UsageStats;
 
 mod broker;
+pub(crate) mod cluster;
 mod store;
 mod usage;
 

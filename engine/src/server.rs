@@ -201,7 +201,10 @@ pub fn run(
     let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
     let (cluster, shared, calls) =
-        cluster::start(&config, &placement, (listen, admin)).map_err(RunError::Cluster)?;
+        cluster::start(&config, &placement, &registry, (listen, admin)).map_err(RunError::Cluster)?;
+    if let Some(cluster) = &cluster {
+        usage.join(cluster.clone());
+    }
     let inboxes = Inboxes {
         replies,
         snapshots,

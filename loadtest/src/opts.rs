@@ -281,6 +281,9 @@ pub struct TargetOpts {
     /// Server, as ws://HOST:PORT.
     #[arg(long, default_value = "ws://127.0.0.1:9001")]
     pub url: String,
+    /// Another node of the same cluster for the subscribers, as ws://HOST:PORT: what is measured goes from node to node.
+    #[arg(long)]
+    pub subscribe_url: Option<String>,
     /// Protocol to speak.
     #[arg(long, value_enum, default_value_t = Protocol::Wsocket)]
     pub protocol: Protocol,
@@ -316,11 +319,20 @@ pub struct TargetOpts {
 impl TargetOpts {
     /// Resolves the URL; refuses hosts other than this one unless allowed.
     pub fn resolve(&self) -> anyhow::Result<(SocketAddr, String)> {
-        let host = self
-            .url
+        self.resolve_url(&self.url)
+    }
+
+    /// Where subscribers connect: the same, unless there is another URL for them.
+    pub fn resolve_subscribe(&self) -> anyhow::Result<SocketAddr> {
+        let url = self.subscribe_url.as_ref().unwrap_or(&self.url);
+        Ok(self.resolve_url(url)?.0)
+    }
+
+    fn resolve_url(&self, url: &str) -> anyhow::Result<(SocketAddr, String)> {
+        let host = url
             .strip_prefix("ws://")
-            .or_else(|| self.url.strip_prefix("http://"));
-        let host = host.with_context(|| format!("{}: expected ws://HOST:PORT", self.url))?;
+            .or_else(|| url.strip_prefix("http://"));
+        let host = host.with_context(|| format!("{url}: expected ws://HOST:PORT"))?;
         let host = host.split(['/', '?']).next().unwrap_or_default().to_owned();
         let addr = host
             .to_socket_addrs()

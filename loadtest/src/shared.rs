@@ -53,6 +53,8 @@ const PHASES: [Phase; 8] = [
 pub struct Settings {
     /// Where to connect.
     pub target: SocketAddr,
+    /// The same for subscribers.
+    pub subscribe_target: SocketAddr,
     /// The `Host` header.
     pub host: String,
     /// Protocol.

@@ -17,11 +17,14 @@
 //! member whose lease is over leaves once, whoever sweeps.
 
 mod bus;
+mod limits;
+mod mirror;
 mod nodes;
 mod presence;
 mod session;
 mod thread;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -34,10 +37,13 @@ use shardwire_proto::ids::{Placement, ShardId};
 use tokio::sync::mpsc;
 
 pub use self::bus::{Call, CallReply};
+pub use self::limits::AppUse;
+pub use self::mirror::{CommitError, Mirrored};
 pub use self::nodes::Node;
 use crate::broker::RedisConfig;
 use crate::broker::connect::Access;
 use crate::broker::keys::Keys;
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
 
 /// Batches of operations, and calls, that may wait for the thread; a shard keeps what finds no room.
@@ -57,6 +63,8 @@ pub struct Setup {
     /// By shard.
     pub replies: Vec<InboxSender<SharedReply>>,
     pub calls: InboxSender<Incoming>,
+    /// Takes over what other nodes have changed of apps and credentials.
+    pub registry: RegistryHandle,
     /// What other nodes are told of this one.
     pub about: Value,
     /// How long it is remembered where a client has connected, ms.
@@ -87,6 +95,8 @@ struct Shared {
     /// As of the last beat.
     nodes: Mutex<Vec<Node>>,
     gauges: Gauges,
+    /// What apps use on this node.
+    uses: Mutex<HashMap<Arc<str>, AppUse>>,
     counters: Counters,
     /// The process ends: shards do not listen any more.
     is_ending: AtomicBool,
@@ -141,6 +151,7 @@ enum Job {
         to: (Arc<str>, u64),
         answer: Value,
     },
+    Commit(mirror::Commit),
     /// Give up what this node holds, then end.
     Stop,
 }
@@ -164,6 +175,7 @@ pub fn start(setup: Setup) -> Result<ClusterHandle, String> {
         gauges: Gauges {
             shards: gauges.collect(),
         },
+        uses: Mutex::default(),
         counters: Counters::default(),
         is_ending: AtomicBool::new(false),
         thread: Mutex::default(),
@@ -185,7 +197,7 @@ impl ClusterHandle {
             .try_send(Job::Ops { shard, ops })
             .map_err(|refused| match refused.into_inner() {
                 Job::Ops { ops, .. } => ops,
-                Job::Call { .. } | Job::Answer { .. } | Job::Stop => Vec::new(),
+                Job::Call { .. } | Job::Answer { .. } | Job::Commit(_) | Job::Stop => Vec::new(),
             })
     }
 
@@ -228,6 +240,12 @@ impl ClusterHandle {
             a.store(connections as u64, Relaxed);
             b.store(channels as u64, Relaxed);
         }
+    }
+
+    /// Takes note of what an app uses here.
+    pub fn note_use(&self, app: &Arc<str>, add: impl FnOnce(&mut AppUse)) {
+        let mut uses = lock(&self.shared.uses);
+        add(uses.entry(app.clone()).or_default());
     }
 
     /// The name of this node.

@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::lock;
+use super::limits::{self, Exchange};
+use super::{lock, mirror};
 use super::session::{Session, node_of};
 use super::thread::Out;
 
@@ -37,6 +38,9 @@ pub struct Node {
     /// What it says of itself.
     #[serde(flatten)]
     pub about: Value,
+    /// What apps use there.
+    #[serde(skip)]
+    pub(super) uses: Value,
 }
 
 fn as_text<S: serde::Serializer>(name: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -62,6 +66,8 @@ pub(super) async fn keep(
     let mut beat_due = began;
     let mut beaten: Option<Instant> = None;
     let mut leases = BTreeMap::new();
+    let mut mirrored = None;
+    let mut exchange = Exchange::default();
     let mut now_ms = 0;
     loop {
         let now = Instant::now();
@@ -71,12 +77,18 @@ pub(super) async fn keep(
         }
         if now >= beat_due {
             let alive = heard.ping().await;
-            match alive.and(beat(session, out).await) {
+            let beat = beat(session, out).await;
+            let looked = mirror::look(session, out, &mut mirrored).await;
+            match alive.and(looked).and(beat) {
                 Ok(brought) => {
                     beaten = Some(now);
                     beat_due = now + BEAT;
                     (leases, now_ms) = (brought.leases, brought.now_ms);
-                    *lock(&out.shared.nodes) = living(&leases, now_ms, lease_ms);
+                    let nodes = living(&leases, now_ms, lease_ms);
+                    if let Err(error) = exchange.run(session, out, &nodes).await {
+                        log::debug!("cluster: what apps use could not be exchanged: {error}");
+                    }
+                    *lock(&out.shared.nodes) = nodes;
                 }
                 Err(error) => {
                     log::warn!("cluster: Redis does not answer: {error}");
@@ -106,6 +118,7 @@ async fn beat(session: &Session, out: &Out) -> RedisResult<Beat> {
     let mut about = out.about.clone();
     about["connections"] = connections.into();
     about["channels"] = channels.into();
+    about[limits::FIELD] = limits::take_uses(out);
     let about = about.to_string();
     let (_, now_ms, entries): (Reply, u64, BTreeMap<String, String>) =
         session.nodes("beat", &[&session.lease, &about]).await?;
@@ -131,11 +144,16 @@ fn living(leases: &BTreeMap<String, (u64, String)>, now_ms: u64, lease_ms: u64) 
             *entry = (lease, *at, about);
         }
     }
-    let nodes = latest.into_iter().map(|(name, (lease, at, about))| Node {
-        name: name.into(),
-        lease: lease.into(),
-        silent_ms: now_ms.saturating_sub(at),
-        about: serde_json::from_str(about).unwrap_or_else(|_| json!({})),
+    let nodes = latest.into_iter().map(|(name, (lease, at, about))| {
+        let mut about: Value = serde_json::from_str(about).unwrap_or_else(|_| json!({}));
+        let uses = about.as_object_mut().and_then(|a| a.remove(limits::FIELD));
+        Node {
+            name: name.into(),
+            lease: lease.into(),
+            silent_ms: now_ms.saturating_sub(at),
+            about,
+            uses: uses.unwrap_or_default(),
+        }
     });
     nodes.collect()
 }

@@ -21,6 +21,7 @@ pub(super) struct Scripts {
     presence: Script,
     client: Script,
     nodes: Script,
+    registry: Script,
 }
 
 impl Default for Scripts {
@@ -29,6 +30,7 @@ impl Default for Scripts {
             presence: Script::new(include_str!("presence.lua")),
             client: Script::new(include_str!("client.lua")),
             nodes: Script::new(include_str!("nodes.lua")),
+            registry: Script::new(include_str!("registry.lua")),
         }
     }
 }
@@ -89,6 +91,20 @@ impl Session {
         arguments: &[&str],
     ) -> RedisResult<T> {
         let mut call = self.scripts.nodes.key(self.keys.global("nodes"));
+        call.arg(operation);
+        for argument in arguments {
+            call.arg(*argument);
+        }
+        call.invoke_async(&mut self.commands.clone()).await
+    }
+
+    /// Runs an operation on apps and credentials.
+    pub(super) async fn registry<T: FromRedisValue>(
+        &self,
+        operation: &str,
+        arguments: &[&str],
+    ) -> RedisResult<T> {
+        let mut call = self.scripts.registry.key(self.keys.global("registry"));
         call.arg(operation);
         for argument in arguments {
             call.arg(*argument);

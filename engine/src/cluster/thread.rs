@@ -13,9 +13,10 @@ use tokio::time::sleep;
 use super::bus::Bus;
 use super::presence::{self, Indexed};
 use super::session::{Scripts, Session, node_of};
-use super::{Incoming, Job, Setup, Shared, lock, nodes};
+use super::{Incoming, Job, Setup, Shared, lock, mirror, nodes};
 use crate::broker::connect::Access;
 use crate::broker::keys::Keys;
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::InboxSender;
 
 /// Operations carried out at once.
@@ -33,6 +34,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) struct Out {
     pub(super) shared: Arc<Shared>,
     pub(super) calls: InboxSender<Incoming>,
+    pub(super) registry: RegistryHandle,
     pub(super) about: Value,
     pub(super) opened_remembered_ms: u64,
     placement: Placement,
@@ -59,11 +61,16 @@ impl Out {
         }
     }
 
+    /// The same to every shard.
+    pub(super) async fn tell_all(&self, reply: SharedReply) {
+        for shard in (0..self.placement.shards()).map(ShardId) {
+            self.tell(shard, reply.clone()).await;
+        }
+    }
+
     async fn tell_health(&self, is_up: bool) {
         self.shared.is_up.store(is_up, Relaxed);
-        for shard in (0..self.placement.shards()).map(ShardId) {
-            self.tell(shard, SharedReply::Health { is_up }).await;
-        }
+        self.tell_all(SharedReply::Health { is_up }).await;
     }
 
     /// The present lease of the node that once had this one; none where it is dead.
@@ -112,6 +119,7 @@ impl Thread {
             out: Out {
                 shared,
                 calls: setup.calls,
+                registry: setup.registry,
                 about: setup.about,
                 opened_remembered_ms: setup.opened_remembered_ms,
                 placement: setup.placement,
@@ -184,6 +192,7 @@ impl Thread {
                 }
                 Some(Job::Call { reply, .. }) => _ = reply.try_send(Vec::new()),
                 Some(Job::Answer { .. }) => {}
+                Some(Job::Commit(commit)) => mirror::refuse(commit),
                 Some(Job::Stop) | None => return End::Stop,
             }
         }
@@ -254,6 +263,7 @@ impl Thread {
                 Job::Ops { shard, ops } => batch.extend(ops.into_iter().map(|op| (shard, op))),
                 Job::Call { call, reply } => bus.call(session, &self.out, call, reply).await,
                 Job::Answer { to, answer } => Bus::answer(session, &self.out, to, answer).await,
+                Job::Commit(commit) => mirror::commit(session, commit).await,
                 Job::Stop => ends = true,
             }
         }

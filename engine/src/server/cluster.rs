@@ -10,7 +10,11 @@ use crate::cluster::{
     CALLS_WAITING_MAX, ClusterHandle, Incoming, REPLIES_WAITING_MAX, Setup, start as start_thread,
 };
 use crate::config::Config;
+use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, Inbox};
+
+/// Says which cluster's apps and credentials the data folder follows.
+const MARKER_FILE: &str = "cluster";
 
 /// How much longer than the liveness deadline it is remembered where a client has connected, ms.
 const OPENED_MARGIN_MS: u64 = 10_000;
@@ -19,6 +23,7 @@ const OPENED_MARGIN_MS: u64 = 10_000;
 pub(super) fn start(
     config: &Config,
     placement: &Placement,
+    registry: &RegistryHandle,
     (listen, admin): (SocketAddr, SocketAddr),
 ) -> Result<
     (
@@ -43,6 +48,7 @@ pub(super) fn start(
         placement: placement.clone(),
         replies,
         calls: to_calls,
+        registry: registry.clone(),
         about: json!({
             "host": host.trim(),
             "pid": std::process::id(),
@@ -55,5 +61,6 @@ pub(super) fn start(
         opened_remembered_ms: config.limits.liveness_ms + OPENED_MARGIN_MS,
     };
     let cluster = start_thread(setup)?;
+    registry.join(cluster.clone(), config.data_dir.join(MARKER_FILE));
     Ok((Some(cluster), shared, calls))
 }

@@ -24,6 +24,7 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::meter::AppUsage;
 use shardwire_proto::quota::{Totals, day_of};
 
+use crate::cluster::ClusterHandle;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
 use series::{POINTS_MAX, Series};
@@ -106,6 +107,8 @@ pub struct Question {
 enum Job {
     Used(ShardId, Vec<AppUsage>),
     Ask(Question, InboxSender<Result<Report, String>>),
+    /// There are other nodes, which are told what apps use here.
+    Join(ClusterHandle),
     Stop,
 }
 
@@ -139,6 +142,7 @@ pub fn start(
         passed: HashMap::new(),
         shared: shared.clone(),
         is_failing: false,
+        cluster: None,
     };
     // What was passed before this start has been told of.
     keeper.check_quotas(true);
@@ -160,7 +164,7 @@ impl UsageHandle {
         let sent = self.jobs.try_send(Job::Used(shard, usage));
         sent.map_err(|refused| match refused.into_inner() {
             Job::Used(_, usage) => usage,
-            Job::Ask(..) | Job::Stop => Vec::new(),
+            Job::Ask(..) | Job::Join(_) | Job::Stop => Vec::new(),
         })
     }
 
@@ -179,6 +183,13 @@ impl UsageHandle {
         };
         let report = future::or(answer.recv(), late).await;
         report.map_err(|error| ProtocolError::with_text(ErrorCode::Unavailable, error))
+    }
+
+    /// Tells the other nodes what apps use here, from here on.
+    pub fn join(&self, cluster: ClusterHandle) {
+        if self.jobs.send(Job::Join(cluster)).is_err() {
+            log::error!("the usage thread is gone");
+        }
     }
 
     /// For metrics.
@@ -216,6 +227,7 @@ struct Keeper {
     passed: HashMap<(Arc<str>, &'static str), (u32, u8)>,
     shared: Arc<Shared>,
     is_failing: bool,
+    cluster: Option<ClusterHandle>,
 }
 
 impl Keeper {
@@ -238,6 +250,7 @@ impl Keeper {
                 match job {
                     Job::Used(shard, usage) => self.take(shard, usage),
                     Job::Ask(question, reply) => questions.push((question, reply)),
+                    Job::Join(cluster) => self.cluster = Some(cluster),
                     Job::Stop => stops = true,
                 }
                 next = jobs.try_recv().ok();
@@ -277,6 +290,14 @@ impl Keeper {
             totals.messages_month += part.messages;
             if part.messages > 0 {
                 self.changed.push(part.app.clone());
+            }
+            if let Some(cluster) = &self.cluster {
+                cluster.note_use(&part.app, |here| {
+                    (here.connections, here.channels) = (connections, channels);
+                    here.messages += part.messages;
+                    here.demand += part.messages + part.refused;
+                    here.totals = *totals;
+                });
             }
             let used = Used {
                 messages: part.messages,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::view::{Position, Snapshot};
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnName};
+use crate::quota::Elsewhere;
 
 /// Left by a shard for the driver. Those of one channel are carried out in their order. Not carried out, for want of room
 /// or of Redis: those with a ticket are answered with 50300, those of which a home keeps the outcome in mind are made good
@@ -91,6 +92,8 @@ pub enum SharedReply {
     },
     /// Something that has no ticket was not done, or nobody knows.
     Failed { channel: ChannelKey },
+    /// What apps use on other nodes; of those that are not named nothing has changed.
+    Elsewhere(Arc<Vec<(Arc<str>, Elsewhere)>>),
     /// Redis can be reached, or not. When it can be again, what this node holds is to be told anew.
     Health { is_up: bool },
 }

@@ -121,6 +121,11 @@ impl Shard {
                 client_id,
                 conn,
             } => self.handle_returned(channel, client_id, conn, now),
+            SharedReply::Elsewhere(apps) => {
+                for (app, elsewhere) in apps.iter() {
+                    self.meters.set_elsewhere(app, *elsewhere);
+                }
+            }
             SharedReply::Failed { channel } => {
                 if let Some(slot) = self.shared_slot(&channel) {
                     self.doubt(slot);
@@ -597,3 +602,6 @@ fn page_of(snapshot: Snapshot, after: Option<&str>, limit: usize) -> MemberPage 
         has_more,
     }
 }
+
+#[cfg(test)]
+mod tests;

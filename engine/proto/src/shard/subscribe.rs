@@ -191,8 +191,13 @@ impl Shard {
         let was = !self.home.interested(slot).is_empty();
         self.home.add_interest(slot, from, local);
         self.note_interest(slot, was, true, now);
-        if self.options.clustered && !self.hear(slot, from, local) {
-            return;
+        if self.options.clustered {
+            if !self.hear(slot, from, local) {
+                return;
+            }
+            if !was {
+                self.handle_topic_ready(slot, now);
+            }
         }
         if from == self.id {
             self.handle_interest_ready(local, now);

@@ -92,7 +92,7 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     let store = server.settings.store.as_ref().map(StoreHandle::stats);
     let usage = server.settings.usage.as_ref().map(UsageHandle::stats);
     let broker = server.settings.broker.as_ref().map(BrokerHandle::stats);
-    let text = metrics::render(
+    let mut text = metrics::render(
         settings.shards,
         &shards,
         store.as_ref(),
@@ -100,6 +100,9 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
         broker.as_ref(),
         &process,
     );
+    if let Some(cluster) = &server.settings.cluster {
+        text.push_str(&metrics::cluster::render(cluster));
+    }
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(
