@@ -116,10 +116,7 @@ impl Exchange {
 }
 
 /// Adds this node's messages to those of all, and returns what the others have of the apps that are served here.
-async fn count_messages(
-    session: &Session,
-    out: &Out,
-) -> RedisResult<HashMap<Arc<str>, Elsewhere>> {
+async fn count_messages(session: &Session, out: &Out) -> RedisResult<HashMap<Arc<str>, Elsewhere>> {
     let day = day_of(crate::registry::now_ms());
     let mut taken: Vec<(Arc<str>, AppUse)> = Vec::new();
     {
@@ -169,7 +166,10 @@ async fn count(
     let month = month_of(day);
     let mut both = Vec::new();
     // Each hash by itself: in a cluster they are on different servers.
-    for key in [format!("messages:day:{day}"), format!("messages:month:{month}")] {
+    for key in [
+        format!("messages:day:{day}"),
+        format!("messages:month:{month}"),
+    ] {
         let key = session.keys.global(&key);
         let mut pipe = redis::pipe();
         for (app, here) in taken {
