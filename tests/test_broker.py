@@ -9,6 +9,7 @@ import pytest
 
 from harness.client import Client
 from harness.rest import api, call
+from harness.server import SERVER_KEY
 from harness.wait import wait_until
 from test_resume import path_of
 
@@ -135,7 +136,7 @@ def test_removed_messages_are_gone_on_all_nodes(pair, open_client, channel):
 def test_retention_by_number_holds(new_redis, new_nodes, open_client, channel):
     config = '[[namespace]]\npattern = "*"\nmessages_max = 10\n'
     nodes = new_nodes(new_redis(), 1, config=config)
-    a = open_client(nodes[0])
+    a = open_client(nodes[0], key=SERVER_KEY)  # no rate
     publish_all(a, channel, range(300))
     page = api(nodes[0], "GET", path_of(channel) + "?limit=100")
     assert [m["data"] for m in page["messages"]] == list(range(299, 289, -1)) and not page["hasMore"]
@@ -178,7 +179,7 @@ def test_redis_away_refuses_publishes_keeps_connections_and_heals(pair, open_cli
 def test_what_a_node_has_not_heard_is_fetched(pair, open_client, channel):
     """The topics' socket is killed again and again while others publish."""
     redis, nodes = pair
-    a, b = open_client(nodes[0]), open_client(nodes[1])
+    a, b = open_client(nodes[0], key=SERVER_KEY), open_client(nodes[1])
     b.subscribe(channel)
     with redis.client() as admin:
         for n in range(100):

@@ -59,6 +59,9 @@ const MESSAGES_FILE: &str = "messages.db";
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a start waits for the broker.
+const BROKER_START_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long a stop waits for publishes that are under way to the broker.
 const BROKER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stop waits for Redis to take this node's members.
@@ -241,6 +244,10 @@ pub fn run(
     };
     let acceptor = Acceptor::start(sockets.client, connections).map_err(failed)?;
     let _watch = tls.watch().map_err(RunError::Tls)?;
+    if let Some(broker) = &broker {
+        // Who is told that it is ready may publish at once. Without Redis it serves all the same.
+        broker.wait_connected(BROKER_START_PATIENCE);
+    }
     on_ready(&Ready { listen, admin });
     let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;

@@ -184,6 +184,7 @@ impl Pair {
             nodes: vec![node(1), node(2)],
             redis: Redis {
                 ways: vec![VecDeque::new(), VecDeque::new()],
+                now_ms: support::EPOCH_MS,
                 ..Redis::default()
             },
         };

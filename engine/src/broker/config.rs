@@ -31,6 +31,8 @@ pub struct RedisConfig {
     pub queue_ops_max: usize,
     /// Bytes of them.
     pub queue_bytes_max: usize,
+    /// The core of the broker's thread; -1: any.
+    pub core: i64,
 }
 
 impl Default for RedisConfig {
@@ -47,6 +49,7 @@ impl Default for RedisConfig {
             node_lease_ms: 5000,
             queue_ops_max: 65_536,
             queue_bytes_max: 128 << 20,
+            core: -1,
         }
     }
 }
@@ -80,6 +83,10 @@ impl RedisConfig {
             ("queue_ops_max", self.queue_ops_max as u64, 1, 1 << 22),
             ("queue_bytes_max", self.queue_bytes_max as u64, 1, 1 << 34),
         ];
+        if !(-1..1024).contains(&self.core) {
+            let text = format!("{} is not a core; -1 stands for any", self.core);
+            problems.push(("core", text));
+        }
         for (key, value, min, max) in bounds {
             if !(min..=max).contains(&value) {
                 problems.push((key, format!("{value} is not between {min} and {max}")));

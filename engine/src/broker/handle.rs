@@ -140,6 +140,18 @@ impl BrokerHandle {
         self.inner.shared.stats()
     }
 
+    /// Waits until publishing works, at most for `patience`; whether it does.
+    pub fn wait_connected(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.inner.shared.up.load(Relaxed) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
     /// Carries out what was submitted and ends. Returns whether all that was done within `patience`.
     pub fn shutdown(&self, patience: Duration) -> bool {
         self.inner.shared.closing.store(true, Relaxed);
@@ -196,6 +208,9 @@ fn run(
     inboxes: Vec<InboxSender<Vec<BrokerReply>>>,
     requests: mpsc::Receiver<Request>,
 ) {
+    if let Ok(core) = usize::try_from(config.core) {
+        pin(core);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -210,6 +225,14 @@ fn run(
         serve(&core, requests).await;
         finish(&core).await;
     });
+}
+
+fn pin(core: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        log::warn!("broker.redis.core {core}: {error}; the broker runs on any");
+    }
 }
 
 /// Takes what shards ask until told to stop.
