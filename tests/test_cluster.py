@@ -28,8 +28,8 @@ def redis(request, new_redis):
 def cluster(new_nodes):
     """Nodes with short leases: `cluster(redis, 2)`, all of which know of each other."""
 
-    def make(redis, count, **options):
-        nodes = new_nodes(redis, count, config=CONFIG, broker=BROKER, **options)
+    def make(redis, count, more="", **options):
+        nodes = new_nodes(redis, count, config=CONFIG, broker=BROKER + more, **options)
         for node in nodes:
             wait_until(lambda n=node: len(others(n)) == count - 1, 10, "the nodes to know of each other", 0.05)
         return nodes
@@ -102,6 +102,8 @@ def kill_master(redis, nodes, _proxy):
     before = redis.master_of(key)
     before.kill()
     redis.wait_failover(key, before)
+    # It comes back as a replica: acks wait for one.
+    before.start()
 
 
 def cut_a_node_off(redis, nodes, proxy):
@@ -126,7 +128,8 @@ def test_nothing_acked_is_lost(new_redis, new_proxy, cluster, fault, is_cluster)
     redis = new_redis(cluster=is_cluster)
     proxy = None if is_cluster else new_proxy(redis.address)
     urls = {} if proxy is None else {1: [f"redis://127.0.0.1:{proxy.port}"]}
-    nodes = cluster(redis, 2, urls=urls)
+    # What Redis has acknowledged, a failover may lose unless a replica has it too.
+    nodes = cluster(redis, 2, urls=urls, more="wait_replicas = 1\n" if is_cluster else "")
     traffic = Traffic(nodes, CHANNELS[:50], window=8, pause=0.002).start()
     time.sleep(1)
     began = time.monotonic()

@@ -23,7 +23,7 @@ pub(super) const FIELD: &str = "uses";
 /// Apps told about; of more, the rest is counted by each node for itself.
 const APPS_MAX: usize = 2000;
 /// How long counts of messages are kept, s: longer than a month.
-const COUNTS_KEPT_S: u64 = 40 * 24 * 3600;
+const COUNTS_KEPT_S: i64 = 40 * 24 * 3600;
 
 /// What an app uses on this node.
 #[derive(Debug, Clone, Copy, Default)]
@@ -171,14 +171,21 @@ async fn count(
         format!("messages:month:{month}"),
     ] {
         let key = session.keys.global(&key);
-        let mut pipe = redis::pipe();
-        for (app, here) in taken {
-            pipe.hincr(&key, &**app, here.messages);
+        if taken.iter().any(|(_, here)| here.messages > 0) {
+            let mut pipe = redis::pipe();
+            for (app, here) in taken.iter().filter(|(_, here)| here.messages > 0) {
+                pipe.hincr(&key, &**app, here.messages).ignore();
+            }
+            pipe.expire(&key, COUNTS_KEPT_S).ignore();
+            pipe.query_async::<()>(&mut commands).await?;
         }
-        pipe.expire(&key, i64::try_from(COUNTS_KEPT_S).unwrap_or(i64::MAX))
-            .ignore();
-        let counts: Vec<u64> = pipe.query_async(&mut commands).await?;
-        both.push(counts);
+        let apps: Vec<&str> = taken.iter().map(|(app, _)| &**app).collect();
+        let counts: Vec<Option<u64>> = redis::cmd("HMGET")
+            .arg(&key)
+            .arg(apps)
+            .query_async(&mut commands)
+            .await?;
+        both.push(counts.into_iter().map(|count| count.unwrap_or(0)).collect::<Vec<_>>());
     }
     let months = both.pop().unwrap_or_default();
     let days = both.pop().unwrap_or_default();

@@ -85,15 +85,15 @@ impl<C: Core> ShardRuntime<C> {
 
     /// Store first: the sooner it has the messages, the sooner they are delivered.
     fn submit(&self) {
+        if let Some(cluster) = &self.settings.cluster {
+            self.core.borrow_mut().submit_shared(cluster, self.now());
+        }
         if let Some(broker) = &self.settings.broker {
             self.core.borrow_mut().submit_to_broker(broker, self.now());
             return;
         }
         if let Some(store) = &self.settings.store {
             self.core.borrow_mut().submit(store, self.now());
-        }
-        if let Some(cluster) = &self.settings.cluster {
-            self.core.borrow_mut().submit_shared(cluster, self.now());
         }
     }
 

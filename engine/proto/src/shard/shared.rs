@@ -9,7 +9,7 @@
 //! told anew then (`Sync`). The grace of lost connections (contract D20) is Redis's to keep: whichever node the client
 //! comes back to has its member.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -22,12 +22,12 @@ use crate::cluster::view::{Answered, Position, Snapshot};
 use crate::cluster::{Held, SharedOp, SharedReply, wire};
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, ConnId, ConnName, Now, RequestId, ShardId};
-use crate::limits::SHARED_OPS_WAITING_MAX;
+use crate::limits::{PRESENCE_OPENED_MAX, SHARED_OPS_WAITING_MAX};
 use crate::msg::{Presence, PresenceOp, ShardMsg};
 use crate::wire::wsocket::MemberPage;
 
 /// Channels whose holdings are told anew per tick.
-const SYNCS_PER_TICK: usize = 256;
+const SYNCS_PER_TICK: usize = 4096;
 
 /// What a shard keeps of what it shares, besides each channel's part.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub(super) struct SharedState {
     under_way: HashMap<u64, UnderWay, foldhash::fast::FixedState>,
     /// Channels of which Redis may have something else than this node holds, by home slot, with their number.
     unsure: BTreeMap<u32, u64>,
+    /// Clients that have come while Redis was away; the oldest goes first.
+    unannounced: VecDeque<SharedOp>,
     /// Channels with answers that wait.
     waiting: BTreeSet<u32>,
 }
@@ -97,7 +99,7 @@ impl Shard {
                     self.handle_snapshot(&channel, number, None, now);
                 }
                 SharedOp::List { ticket, .. } => self.handle_listed(ticket, None, now),
-                SharedOp::Opened { .. } => {}
+                opened @ SharedOp::Opened { .. } => self.announce_later(opened),
             }
         }
     }
@@ -136,6 +138,8 @@ impl Shard {
                     let holding = self.home.slots().filter(|(_, c)| holds_any(c));
                     let unsure: Vec<_> = holding.map(|(slot, c)| (slot, c.number)).collect();
                     self.shared.unsure.extend(unsure);
+                    let unannounced = std::mem::take(&mut self.shared.unannounced);
+                    self.shared.ops.extend(unannounced);
                 }
                 self.shared.is_up = is_up;
             }
@@ -207,14 +211,25 @@ impl Shard {
     }
 
     pub(super) fn announce_to_nodes(&mut self, app: Arc<str>, client_id: Arc<str>, conn: ConnId) {
+        let conn = self.name_of(conn);
+        let opened = SharedOp::Opened {
+            app,
+            client_id,
+            conn,
+        };
         if self.shared.is_up {
-            let conn = self.name_of(conn);
-            self.shared.ops.push(SharedOp::Opened {
-                app,
-                client_id,
-                conn,
-            });
+            self.shared.ops.push(opened);
+        } else {
+            self.announce_later(opened);
         }
+    }
+
+    /// Keeps a client's coming for when Redis is back: its grace may not be over by then.
+    fn announce_later(&mut self, opened: SharedOp) {
+        if self.shared.unannounced.len() >= PRESENCE_OPENED_MAX {
+            self.shared.unannounced.pop_front();
+        }
+        self.shared.unannounced.push_back(opened);
     }
 
     /// Nobody on this node follows the channel any more: its members are not kept up to date here.

@@ -1,8 +1,6 @@
 //! Several nodes that share one channel's members through a Redis in memory, which does as the scripts do. One seed
 //! decides who enters and leaves, which nodes are cut off or die, what is lost and how late everything is.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
 use super::*;
 use crate::channel::presence::{EventKind, Notice};
 use crate::cluster::wire::parse_snapshot;
