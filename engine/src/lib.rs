@@ -13,6 +13,7 @@ pub mod keys;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+pub mod records;
 pub mod registry;
 pub mod server;
 pub mod shard;
