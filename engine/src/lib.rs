@@ -12,6 +12,7 @@ pub mod http;
 pub mod keys;
 pub mod log;
 pub mod metrics;
+pub mod mongo;
 pub mod notify;
 pub mod records;
 pub mod registry;

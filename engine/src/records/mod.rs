@@ -19,28 +19,20 @@ pub const LABELS_MAX: usize = 8;
 /// Whose records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Area {
-    /// Apps, keys, plans and revocations.
+    /// Apps, keys, plans and revocations; SQLite keeps them in a form of their own.
     Registry,
-    Usage,
     Webhooks,
     Push,
     Accounts,
 }
 
 impl Area {
-    pub const ALL: [Self; 5] = [
-        Self::Registry,
-        Self::Usage,
-        Self::Webhooks,
-        Self::Push,
-        Self::Accounts,
-    ];
+    pub const ALL: [Self; 4] = [Self::Registry, Self::Webhooks, Self::Push, Self::Accounts];
 
     /// The name of its file or collection.
     pub fn name(self) -> &'static str {
         match self {
             Self::Registry => "registry",
-            Self::Usage => "usage",
             Self::Webhooks => "webhooks",
             Self::Push => "push",
             Self::Accounts => "accounts",

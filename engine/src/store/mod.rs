@@ -9,6 +9,8 @@
 //! failed generation nothing is committed behind the failure, so a channel's sequences have no hole.
 
 mod handle;
+pub mod mongo;
+mod page;
 mod readers;
 pub mod sqlite;
 mod stats;
