@@ -8,6 +8,9 @@
 mod config;
 mod error;
 mod schema;
+#[cfg(test)]
+pub(crate) mod testing;
+mod transaction;
 pub mod usage;
 
 use std::future::IntoFuture;

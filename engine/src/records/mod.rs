@@ -2,11 +2,12 @@
 //!
 //! Each service has an [`Area`] of its own, and in it kinds of [`Record`]s, which are found by id, by label, and in the
 //! order of their rank. What is in a record's body is the service's matter. Calls block: they are for side threads, never
-//! for a shard. [`sqlite`] keeps an area in a file of the data folder.
+//! for a shard. [`sqlite`] keeps an area in a file of the data folder, [`mongo`] in a collection.
 //!
 //! Invariants: what [`Records::apply`] has confirmed is found by every later call of any connection and survives a power
 //! cut; of a refused list of changes nothing is done; an expired record is never found.
 
+pub mod mongo;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,8 @@ mod writer;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod suite;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

@@ -22,8 +22,9 @@ use crate::mongo::{BY_ID, BY_SEQ, DUPLICATE_KEY, MongoError, check_write, names,
 pub(super) const EXPIRY_GRACE_MS: i64 = DEDUP_WINDOW_MS as i64 + 60_000;
 /// The last day that every tool can show: 9999-12-31. What goes later stays for good.
 const EXPIRY_MS_MAX: i64 = 253_402_214_400_000;
-/// Heads per command.
-const HEADS_PER_COMMAND: usize = 1000;
+/// Messages and heads per command: few enough to be answered in time by a slow database.
+const MESSAGES_PER_COMMAND: usize = 500;
+const HEADS_PER_COMMAND: usize = 500;
 
 /// Does a batch.
 pub(super) fn apply(
@@ -48,9 +49,10 @@ pub(super) fn apply(
         pending: Vec::new(),
     };
     let done = batch.run(backend, ops, now);
-    if done.is_err() {
+    if let Err(error) = &done {
         backend.heads.clear();
-        if backend.regime == Regime::Alone {
+        // What another server has written is not taken back.
+        if backend.regime == Regime::Alone && !matches!(error, BackendError::Order(_)) {
             backend.doubts.add(batch.before);
         }
     }
@@ -247,9 +249,12 @@ impl<'a> Batch<'a> {
 
     /// Writes what is pending, and then the heads.
     fn flush(&mut self, backend: &MongoBackend) -> Result<(), BackendError> {
-        let pending = std::mem::take(&mut self.pending);
-        if !pending.is_empty() {
-            self.insert(backend, pending)?;
+        let mut pending = std::mem::take(&mut self.pending).into_iter().peekable();
+        while pending.peek().is_some() {
+            self.insert(
+                backend,
+                pending.by_ref().take(MESSAGES_PER_COMMAND).collect(),
+            )?;
         }
         let touched: Vec<Key> = self.touched.drain().collect();
         let is_alone = backend.regime == Regime::Alone;
@@ -273,9 +278,7 @@ impl<'a> Batch<'a> {
                 Ok(Ok(())) => return Ok(()),
                 // The head is there with another fence.
                 Ok(Err((DUPLICATE_KEY, error))) => {
-                    return Err(BackendError::Order(format!(
-                        "another server writes to the same channels without Redis: {error}"
-                    )));
+                    return Err(another_server(&error.to_string()));
                 }
                 Ok(Err((_, error))) | Err(error) => error,
             };
@@ -376,6 +379,7 @@ impl<'a> Batch<'a> {
                 }
             }
             if !leftovers.is_empty() {
+                self.require_unseen(backend, &key)?;
                 let delete = || {
                     let leftovers = doc! {"_id": {"$in": leftovers.clone()}};
                     backend.messages.delete_many(leftovers)
@@ -384,6 +388,17 @@ impl<'a> Batch<'a> {
             }
         }
         Ok(again)
+    }
+
+    /// Whether the channel's head is where this process has left it: messages above it are of nobody.
+    fn require_unseen(&self, backend: &MongoBackend, key: &Key) -> Result<(), BackendError> {
+        let read = || backend.channels.find_one(doc! {"_id": key.id()});
+        let head = backend.mongo.retrying(read)?.as_ref().map(Head::read);
+        let before = self.before.get(key).map_or(0, |head| head.last_seq);
+        if head.is_some_and(|head| head.last_seq > before) {
+            return Err(another_server(&key.id()));
+        }
+        Ok(())
     }
 
     /// What is there of these numbers: `_id` of the document and the message's id.
@@ -420,6 +435,12 @@ impl<'a> Batch<'a> {
             error => Err(error.into()),
         }
     }
+}
+
+fn another_server(what: &str) -> BackendError {
+    BackendError::Order(format!(
+        "another server writes to the same channels without Redis: {what}"
+    ))
 }
 
 /// What an insert has not done.
