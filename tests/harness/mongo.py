@@ -22,11 +22,13 @@ def free_port():
 class MongoServer:
     """Keeps its data and its port from start to start."""
 
-    def __init__(self, folder=None):
+    def __init__(self, folder=None, is_durable=True):
         self.own_folder = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="shardwire-mongo-"))
         self.port = free_port()
         self.process = None
+        # Whether commits are on the disk before they are answered.
+        self.is_durable = is_durable
 
     @property
     def url(self):
@@ -34,8 +36,8 @@ class MongoServer:
 
     def start(self):
         program = Path(sys.executable).with_name("secantusd-py")
-        # Commits are on the disk before they are answered: what the tests kill it for.
-        command = [program, "--port", str(self.port), "--storage-path", self.folder / "data", "--sync-on-commit"]
+        command = [program, "--port", str(self.port), "--storage-path", self.folder / "data"]
+        command += ["--sync-on-commit"] * self.is_durable
         log = open(self.folder / "mongo.log", "ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
         log.close()
@@ -80,7 +82,7 @@ def main():
     """`python -m harness.mongo COMMAND…`: runs a command with SHARDWIRE_TEST_MONGO_URL, from here if it is not set."""
     if os.environ.get("SHARDWIRE_TEST_MONGO_URL"):
         sys.exit(subprocess.call(sys.argv[1:]))
-    with MongoServer() as server:
+    with MongoServer(is_durable=False) as server:
         sys.exit(subprocess.call(sys.argv[1:], env={**os.environ, "SHARDWIRE_TEST_MONGO_URL": server.url}))
 
 

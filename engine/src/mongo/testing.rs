@@ -32,6 +32,9 @@ impl TestDatabase {
             url: Some(MongoUrl::parse(&url).unwrap()),
             database: format!("shardwire_test_{}_{number}", std::process::id()),
             prefix: "sw_".to_owned(),
+            // Many tests share a server, which may be a slow one.
+            timeout_ms: 60_000,
+            retry_ms: 60_000,
             ..MongoConfig::default()
         };
         let mongo = Mongo::connect(&config).unwrap();

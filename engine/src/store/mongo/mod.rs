@@ -19,7 +19,7 @@ mod doubts;
 mod heads;
 mod read;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod trim;
 mod write;
 

@@ -17,7 +17,7 @@ pub(in crate::store) struct Served {
 
 impl Place for Served {
     type Storage = MongoStorage;
-    const MANY: u32 = 1000;
+    const MANY: u32 = 600;
     const LIVES: u32 = 12;
 
     fn is_there() -> bool {

@@ -11,7 +11,7 @@ mod retention;
 mod schema;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod write;
 
 use std::fs::OpenOptions;
