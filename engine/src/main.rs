@@ -81,7 +81,7 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
         }
     };
     let opened = DataDir::lock_within(&config.data_dir, patience)
-        .and_then(|dir| keys::open(&dir, &dev_keys).map(|opened| (dir, opened)));
+        .and_then(|dir| keys::open(&dir, &dev_keys, &config.mongo).map(|opened| (dir, opened)));
     // The folder is this process's as long as `_dir` is there.
     let (_dir, opened) = match opened {
         Ok(opened) => opened,

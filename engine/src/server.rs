@@ -35,6 +35,7 @@ use crate::keys::{self, Opened};
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::store::mongo::{MongoStorage, Regime};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -142,9 +143,17 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(store::INBOX_ENTRIES))
         .unzip();
-    let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
-    let store = store::start(storage, &config.store, inboxes)
-        .map_err(|error| RunError::Store(error.to_string()))?;
+    let store = match &opened.mongo {
+        Some(mongo) => {
+            let storage = MongoStorage::new(mongo.clone(), Regime::Alone);
+            store::start(storage, &config.store, inboxes)
+        }
+        None => {
+            let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
+            store::start(storage, &config.store, inboxes)
+        }
+    };
+    let store = store.map_err(|error| RunError::Store(error.to_string()))?;
     let offered = offer_takeover(&config, &sockets, operator.clone());
     let (listen, admin) = sockets
         .addresses()
@@ -159,6 +168,7 @@ pub fn run(
     let Opened {
         documents,
         registry,
+        mongo,
         ..
     } = opened;
     let registry = registry::start(
@@ -172,8 +182,8 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
         .unzip();
-    let (usage, used) =
-        usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let (usage, used) = usage::start(&config.data_dir, mongo, registry.clone(), usage_inboxes)
+        .map_err(RunError::Usage)?;
     let inboxes = Inboxes {
         replies,
         snapshots,

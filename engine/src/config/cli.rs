@@ -53,6 +53,10 @@ pub struct Flags {
     /// Cores to pin shards to, such as 0-3,6 [env: SHARDWIRE_CORES] [default: the process's affinity mask]
     #[arg(long, global = true, value_name = "LIST")]
     pub cores: Option<String>,
+    /// Database for everything that is kept, instead of the data folder: mongodb://host:27017 [env: SHARDWIRE_MONGO_URL]
+    /// [default: none]
+    #[arg(long, global = true, value_name = "URL")]
+    pub mongo_url: Option<String>,
     /// error, warn, info, debug or trace [env: SHARDWIRE_LOG_LEVEL] [default: info]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,
