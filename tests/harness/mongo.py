@@ -22,11 +22,11 @@ def free_port():
 class MongoServer:
     """Keeps its data and its port from start to start."""
 
-    def __init__(self, folder=None, is_durable=True):
+    def __init__(self, folder=None, is_durable=True, arguments=()):
         self.own_folder = folder is None
         self.folder = Path(folder or tempfile.mkdtemp(prefix="shardwire-mongo-"))
         self.port = free_port()
-        self.process = None
+        self.process, self.arguments = None, list(arguments)
         # Whether commits are on the disk before they are answered.
         self.is_durable = is_durable
 
@@ -37,7 +37,7 @@ class MongoServer:
     def start(self):
         program = Path(sys.executable).with_name("secantusd-py")
         command = [program, "--port", str(self.port), "--storage-path", self.folder / "data"]
-        command += ["--sync-on-commit"] * self.is_durable
+        command += ["--sync-on-commit"] * self.is_durable + self.arguments
         log = open(self.folder / "mongo.log", "ab")
         self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder)
         log.close()

@@ -26,7 +26,7 @@ use crate::mongo::{Mongo, MongoConfig};
 use crate::records::mongo::MongoRecordStorage;
 use crate::registry::documents::{Documents, RecordDocuments, SqliteDocuments};
 
-const REGISTRY_FILE: &str = "registry.db";
+pub(crate) const REGISTRY_FILE: &str = "registry.db";
 /// Of earlier versions.
 const APPS_FILE: &str = "apps.json";
 /// What it is called once it has been taken over.

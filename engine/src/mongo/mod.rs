@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 pub use self::config::{Acks, MongoConfig, MongoUrl};
 pub use self::error::MongoError;
 pub(crate) use self::error::{DUPLICATE_KEY, check_write};
-pub(crate) use self::schema::{BY_ID, BY_SEQ, BY_TIME, IndexKind, META, index, names};
+pub(crate) use self::schema::{BY_ID, BY_NAME, BY_SEQ, BY_TIME, IndexKind, META, index, names};
 
 /// Longest wait for a connection or for a member that takes writes, within an operation.
 const FIND_MEMBER_MAX: Duration = Duration::from_secs(2);

@@ -36,6 +36,8 @@ const STEPS: [fn() -> Vec<(&'static str, Vec<IndexModel>)>; 1] = [version_1];
 pub(crate) const BY_SEQ: &str = "by_seq";
 /// Index of messages by time; bounds in time are looked up in it.
 pub(crate) const BY_TIME: &str = "by_time";
+/// Index of channels.
+pub(crate) const BY_NAME: &str = "by_name";
 /// Index that keeps a message's id from being stored twice within a window of dedup.
 pub(crate) const BY_ID: &str = "by_id";
 
@@ -67,7 +69,16 @@ fn version_1() -> Vec<(&'static str, Vec<IndexModel>)> {
         index("by_day", doc! {"step": 1, "start": 1}, IndexKind::Plain),
         index("by_expiry", doc! {"expires": 1}, IndexKind::Expiry),
     ];
-    vec![(names::MESSAGES, messages), (names::USAGE, usage)]
+    let channels = vec![index(
+        BY_NAME,
+        doc! {"app": 1, "channel": 1},
+        IndexKind::Unique,
+    )];
+    vec![
+        (names::CHANNELS, channels),
+        (names::MESSAGES, messages),
+        (names::USAGE, usage),
+    ]
 }
 
 pub(crate) enum IndexKind {

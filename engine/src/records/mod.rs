@@ -201,6 +201,23 @@ pub trait Records: Send {
     /// # Errors
     /// None was removed.
     fn expire(&mut self, now_ms: u64, limit: usize) -> Result<u64, RecordError>;
+
+    /// Records of all kinds with their kinds, in the order of kind, rank and id, behind one; to move them elsewhere.
+    /// Expired ones too.
+    ///
+    /// # Errors
+    /// There is no answer.
+    fn dump(
+        &mut self,
+        after: Option<(&str, i64, &str)>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, RecordError>;
+
+    /// Puts records as they are, versions too.
+    ///
+    /// # Errors
+    /// Not all are there; they may be put again.
+    fn restore(&mut self, records: &[(String, Record)]) -> Result<(), RecordError>;
 }
 
 /// Where connections come from.

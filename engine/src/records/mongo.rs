@@ -158,6 +158,49 @@ impl Records for MongoRecords {
         };
         Ok(self.mongo.retrying(expire)?.deleted_count)
     }
+
+    fn dump(
+        &mut self,
+        after: Option<(&str, i64, &str)>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, RecordError> {
+        let filter = match after {
+            Some((kind, rank, id)) => doc! {"kind": {"$gte": kind}, "$or": [
+                {"kind": {"$gt": kind}},
+                {"kind": kind, "rank": {"$gt": rank}},
+                {"kind": kind, "rank": rank, "id": {"$gt": id}},
+            ]},
+            None => doc! {},
+        };
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let find = || async {
+            let find = self.collection.find(filter.clone()).limit(limit);
+            let find = find.sort(doc! {"kind": 1, "rank": 1, "id": 1});
+            let found = find.hint(Hint::Name(BY_RANK.to_owned())).await?;
+            let found: Vec<Result<Document, Error>> = found.collect().await;
+            found.into_iter().collect::<Result<Vec<Document>, Error>>()
+        };
+        let found = self.mongo.retrying(find)?;
+        let kind = |found: &Document| found.get_str("kind").unwrap_or_default().to_owned();
+        Ok(found
+            .iter()
+            .map(|found| (kind(found), read(found)))
+            .collect())
+    }
+
+    fn restore(&mut self, records: &[(String, Record)]) -> Result<(), RecordError> {
+        for (kind, record) in records {
+            let document = document(kind, record, record.version);
+            let id = doc! {"_id": key(kind, &record.id)};
+            let put = || {
+                self.collection
+                    .replace_one(id.clone(), &document)
+                    .upsert(true)
+            };
+            self.mongo.retrying(put)?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes a change inside of a transaction; false where its condition does not hold.

@@ -146,6 +146,51 @@ fn scans_in_order(storage: &dyn RecordStorage) {
     records.apply(&gone, 0).unwrap();
 }
 
+/// What one store holds another takes as it is.
+fn moves(from: &dyn RecordStorage, to: &dyn RecordStorage) {
+    let (mut from, mut to) = (
+        from.open(Area::Accounts).unwrap(),
+        to.open(Area::Accounts).unwrap(),
+    );
+    let mut all: Vec<Change> = (0..7)
+        .map(|n| put(thing(&format!("t{n}"), n % 3, &[("n", "x")])))
+        .collect();
+    let record = Record {
+        expires_ms: Some(LATER),
+        ..thing("e", -5, &[])
+    };
+    all.push(Change::put("other", record));
+    from.apply(&all, 0).unwrap();
+    from.apply(&all[..3], 0).unwrap();
+    let dump = |records: &mut dyn Records| {
+        let mut found: Vec<(String, Record)> = Vec::new();
+        loop {
+            let after = found
+                .last()
+                .map(|(kind, last)| (kind.clone(), last.rank, last.id.clone()));
+            let after = after
+                .as_ref()
+                .map(|(kind, rank, id)| (&**kind, *rank, &**id));
+            let page = records.dump(after, 3).unwrap();
+            if page.is_empty() {
+                return found;
+            }
+            found.extend(page);
+        }
+    };
+    let there = dump(&mut *from);
+    assert_eq!(there.len(), 8);
+    to.restore(&there[..5]).unwrap();
+    to.restore(&there).unwrap();
+    assert_eq!(dump(&mut *to), there);
+    assert_eq!(to.count(KIND, Some(("n", "x")), 0), Ok(7));
+}
+
+#[test]
+fn sqlite_moves() {
+    moves(&sqlite().1, &sqlite().1);
+}
+
 /// A time that is not over yet by any clock: some stores look at their own, too.
 const LATER: u64 = 4_000_000_000_000;
 
@@ -216,6 +261,9 @@ fn mongo_does_the_same() {
         changes_all_or_nothing(&storage);
         scans_in_order(&storage);
         forgets_what_is_over(&storage);
+        let (_folder, files) = sqlite();
+        moves(&files, &storage);
+        moves(&storage, &sqlite().1);
     }
 }
 

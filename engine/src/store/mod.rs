@@ -8,6 +8,7 @@
 //! every accepted operation and question is answered once; operations of a shard are committed in their order; of a
 //! failed generation nothing is committed behind the failure, so a channel's sequences have no hole.
 
+pub mod archive;
 mod handle;
 pub mod mongo;
 mod page;

@@ -14,7 +14,7 @@
 //! Invariants: what was acknowledged is in the journal of the members that the write concern names; a number is one
 //! message's; every query walks along an index. What is in the collections: [`crate::mongo`].
 
-pub mod archive;
+mod archive;
 mod doubts;
 mod heads;
 mod read;

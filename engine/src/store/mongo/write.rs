@@ -21,7 +21,7 @@ use crate::mongo::{BY_ID, BY_SEQ, DUPLICATE_KEY, MongoError, check_write, names,
 /// the clock of the database may be ahead.
 pub(super) const EXPIRY_GRACE_MS: i64 = DEDUP_WINDOW_MS as i64 + 60_000;
 /// The last day that every tool can show: 9999-12-31. What goes later stays for good.
-const EXPIRY_MS_MAX: i64 = 253_402_214_400_000;
+pub(super) const EXPIRY_MS_MAX: i64 = 253_402_214_400_000;
 /// Messages and heads per command: few enough to be answered in time by a slow database.
 const MESSAGES_PER_COMMAND: usize = 500;
 const HEADS_PER_COMMAND: usize = 500;

@@ -165,7 +165,7 @@ impl Channel<'_> {
     }
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record {
         sequence: uint(row.get(0)?),
         timestamp: uint(row.get(1)?),
