@@ -1,11 +1,16 @@
 """MongoDB as the store: what was acknowledged outlasts the end of the server and of the database, and what the database
 cannot take is refused in time."""
 
+import json
+import os
 import random
+import shutil
 import signal
+import subprocess
 import threading
 import time
 
+import pymongo
 import pytest
 
 from harness.admin import admin
@@ -13,7 +18,7 @@ from harness.client import Client
 from harness.mongo import MongoServer
 from harness.proxy import Proxy
 from harness.rest import api, call, expect_refusal
-from harness.server import SERVER_KEY
+from harness.server import BINARY, SERVER_KEY, clean_environment
 from harness.survivors import PositionSubscriber, Publisher
 from harness.wait import wait_until
 from test_durability import KEEP_ALL, all_of, epoch_of, path_of
@@ -260,3 +265,104 @@ def test_a_database_that_cannot_be_used_ends_the_start_with_its_reason(new_serve
     server.spawn()
     assert server.wait() == 2
     assert "store.mongo" in server.log() and "secret" not in server.log()
+
+
+# What a database in trouble answers: an election, a shutdown, a write that was not confirmed, no answer at all. Each is
+# told of a command of the writer; errors of the write concern after it was done.
+TROUBLES = [
+    {"failCommands": ["insert"], "errorCode": 10107},
+    {"failCommands": ["update"], "errorCode": 189},
+    {"failCommands": ["insert", "update"], "errorCode": 91},
+    {"failCommands": ["insert"], "writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
+    {"failCommands": ["update"], "writeConcernError": {"code": 91, "errmsg": "Replication is being shut down"}},
+    {"failCommands": ["insert"], "closeConnection": True},
+    {"failCommands": ["update"], "closeConnection": True},
+]
+
+
+@pytest.mark.timeout(180)
+def test_a_step_down_and_what_else_a_database_says_is_survived(new_server):
+    """Each trouble comes three times in a row, under publishers, so that retries of the driver are not enough."""
+    with MongoServer(arguments=["--enable-test-commands"]) as mongo:
+        server = new_server(config=KEEP_ALL, args=["--mongo-url", mongo.url])
+        publishers = [PatientPublisher(server, f"p{n}", CHANNELS) for n in range(2)]
+        for publisher in publishers:
+            publisher.start()
+
+        def acked():
+            return sum(len(p.acked) for p in publishers)
+
+        with pymongo.MongoClient(mongo.url) as operator:
+            for trouble in TROUBLES:
+                before = acked()
+                wait_until(lambda: acked() > before + 20, 30, f"acks before {trouble}")
+                told = operator.admin.command(
+                    {"configureFailPoint": "failCommand", "mode": {"times": 3}, "data": {**trouble, "appName": "shardwire"}}
+                )
+                assert told["ok"] == 1
+                before = acked()
+                wait_until(lambda: acked() > before + 20, 30, f"acks after {trouble}")
+                for publisher in publishers:
+                    assert publisher.problem is None, publisher.problem
+        for publisher in publishers:
+            publisher.end()
+        kept(server, CHANNELS, publishers)
+        assert sum(p.refused for p in publishers) == 0, "all of it is over within the time of a batch"
+        assert server.stop() == 0
+
+
+# -- copying --------------------------------------------------------------------------------------------------------------------
+
+
+def copy(server, mongo, to, data_dir=None, **how):
+    """`shardwire store copy`, begun."""
+    command = [str(BINARY), "store", "copy", "--to", to, "--json", "--data-dir", str(data_dir or server.data_dir)]
+    return subprocess.Popen(
+        [*command, "--mongo-url", mongo.url], env=clean_environment(), cwd=server.folder,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how,
+    )
+
+
+def finished(process):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.timeout(180)
+def test_a_copy_that_is_killed_goes_on_and_is_equal(new_server, tmp_path):
+    with MongoServer(is_durable=False) as mongo:
+        server = new_server(config=KEEP_ALL)
+        count, size = 4, int(os.environ.get("SHARDWIRE_COPY_MESSAGES", "3000"))
+        for n in range(0, size, 100):
+            batch = [{"data": {"n": k}} for k in range(n, n + 100)]
+            api(server, "POST", path_of(f"room:{n // 100 % count}"), batch)
+        held = copy(server, mongo, "mongo")
+        told = held.communicate(timeout=20)[1]
+        assert "another shardwire uses it" in told and held.returncode == 1, "a running server keeps its folder"
+        before = {f"room:{n}": all_of(server, f"room:{n}") for n in range(count)}
+        assert server.stop() == 0
+        with pymongo.MongoClient(mongo.url) as client:
+            messages = client.shardwire.messages
+            for part in (0.2, 0.6):
+                process = copy(server, mongo, "mongo")
+                wait_until(lambda: messages.estimated_document_count() > size * part, 60, "a part of it")
+                process.kill()
+                process.communicate()
+            there = finished(copy(server, mongo, "mongo"))
+        assert (there["messages"], there["channels"]) == (size, count)
+        back_dir = tmp_path / "back"
+        process = copy(server, mongo, "files", back_dir)
+        time.sleep(0.3)
+        process.kill()
+        process.communicate()
+        back = finished(copy(server, mongo, "files", back_dir))
+        assert back == there
+        for of in ({"args": ["--mongo-url", mongo.url]}, {}):
+            other = new_server(start=False, config=KEEP_ALL, **of)
+            if not of:
+                shutil.copytree(back_dir, other.data_dir)
+            other.start()
+            assert {channel: all_of(other, channel) for channel in before} == before
+            assert call(other, "POST", path_of("room:0"), {"data": "on"}).json()["messages"][0]["sequence"] == len(before["room:0"]) + 1
+            assert other.stop() == 0

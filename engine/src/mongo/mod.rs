@@ -32,6 +32,9 @@ pub(crate) use self::schema::{BY_ID, BY_NAME, BY_SEQ, BY_TIME, IndexKind, META, 
 
 /// Longest wait for a connection or for a member that takes writes, within an operation.
 const FIND_MEMBER_MAX: Duration = Duration::from_secs(2);
+/// How often members are asked who takes writes, beside when they say so: how long an error that sounded like a step-down
+/// can keep a member from being used.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Pause before another try while the database is away.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -221,6 +224,7 @@ async fn make_client(
         .get_or_insert_with(|| "shardwire".to_owned());
     options.server_selection_timeout.get_or_insert(wait);
     options.connect_timeout.get_or_insert(wait);
+    options.heartbeat_freq.get_or_insert(HEARTBEAT);
     options.max_pool_size = Some(config.pool_max);
     let named = options.default_database.clone();
     let client = Client::with_options(options)?;
