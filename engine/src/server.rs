@@ -40,6 +40,7 @@ use crate::keys::{self, Opened};
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::store::mongo::{MongoStorage, Regime};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -161,9 +162,22 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(store::INBOX_ENTRIES))
         .unzip();
-    let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
-    let store = store::start(storage, &config.store, inboxes)
-        .map_err(|error| RunError::Store(error.to_string()))?;
+    let store = match &opened.mongo {
+        Some(mongo) => {
+            let regime = if config.redis.is_on() {
+                Regime::Cluster
+            } else {
+                Regime::Alone
+            };
+            let storage = MongoStorage::new(mongo.clone(), regime);
+            store::start(storage, &config.store, inboxes)
+        }
+        None => {
+            let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
+            store::start(storage, &config.store, inboxes)
+        }
+    };
+    let store = store.map_err(|error| RunError::Store(error.to_string()))?;
     let offered = offer_takeover(&config, &sockets, operator.clone());
     let (listen, admin) = sockets
         .addresses()
@@ -178,6 +192,7 @@ pub fn run(
     let Opened {
         documents,
         registry,
+        mongo,
         ..
     } = opened;
     let registry = registry::start(
@@ -191,8 +206,8 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
         .unzip();
-    let (usage, used) =
-        usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let (usage, used) = usage::start(&config.data_dir, mongo, registry.clone(), usage_inboxes)
+        .map_err(RunError::Usage)?;
     let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
         .cores
         .iter()
@@ -279,8 +294,12 @@ fn start_broker(
     if !config.redis.is_on() {
         return Ok(None);
     }
-    let window_ms = config.limits.dedup_window_ms;
-    broker::start(&config.redis, random_u64(), window_ms, inboxes)
+    let settings = broker::Settings {
+        node: random_u64(),
+        dedup_window_ms: config.limits.dedup_window_ms,
+        is_shared_store: config.has_shared_store(),
+    };
+    broker::start(&config.redis, settings, inboxes)
         .map(Some)
         .map_err(RunError::Broker)
 }

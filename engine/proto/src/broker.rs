@@ -44,6 +44,8 @@ pub enum BrokerOp {
         channel: ChannelKey,
         follow: FollowRef,
     },
+    /// The store has this message as well. Nobody waits; one that is refused is repaired, which does nothing.
+    Stored { channel: ChannelKey, sequence: u64 },
     /// Remove a channel's messages. Answered by [`BrokerReply::ClearDone`].
     Clear { ticket: Ticket, channel: ChannelKey },
 }
@@ -55,6 +57,10 @@ pub struct BrokerPublish {
     pub publish: Arc<OwnedPublish>,
     /// Keep it, by this; none for an ephemeral message.
     pub retention: Option<Retention>,
+    /// Take note that the store has to have it too, until [`BrokerOp::Stored`].
+    pub is_owed: bool,
+    /// Sequence and timestamp of the last message that the store has, for a channel that the broker does not know.
+    pub base: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -100,6 +106,12 @@ pub enum BrokerReply {
         follow: FollowRef,
         payload: Box<[u8]>,
     },
+    /// Messages that the store may lack: their node has not said that it has them.
+    Repair {
+        channel: ChannelKey,
+        epoch: Box<str>,
+        records: Vec<Arc<Record>>,
+    },
     /// To a [`StoreRead`](crate::record::StoreRead), where the broker keeps the messages.
     Answer {
         ticket: Ticket,
@@ -141,4 +153,6 @@ pub enum BrokerError {
     Overloaded,
     /// It answered with an error.
     Failed,
+    /// It does not know the channel, which the store may: nothing was done, see [`BrokerPublish::base`].
+    Unplaced,
 }

@@ -145,6 +145,7 @@ impl Redis {
                     followers.retain(|f| f.2 != follow || f.0 != node);
                 }
             }
+            BrokerOp::Stored { .. } => {}
             BrokerOp::Clear { ticket, .. } => {
                 let result = Ok(0);
                 self.ways[node].push_back((shard, BrokerReply::ClearDone { ticket, result }));

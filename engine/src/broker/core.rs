@@ -188,22 +188,20 @@ impl Core {
                 ticket,
                 asked,
             } => {
-                let published =
-                    result.and_then(|value| scripts::published(&value).ok_or(Failure::Refused));
-                let result = match published {
-                    Ok(published) => {
+                let result = result.map_err(BrokerError::from).and_then(|value| {
+                    scripts::published(&value).unwrap_or(Err(BrokerError::Failed))
+                });
+                match result {
+                    Ok(_) => {
                         self.shared.published.fetch_add(1, Relaxed);
                         let us = asked.elapsed().as_micros();
                         self.shared
                             .publish
                             .record(u64::try_from(us).unwrap_or(u64::MAX));
-                        Ok(published)
                     }
-                    Err(failure) => {
-                        self.shared.publishes_failed.fetch_add(1, Relaxed);
-                        Err(BrokerError::from(failure))
-                    }
-                };
+                    Err(BrokerError::Unplaced) => {}
+                    Err(_) => _ = self.shared.publishes_failed.fetch_add(1, Relaxed),
+                }
                 self.reply(shard, BrokerReply::Published { ticket, result });
             }
         }
@@ -387,6 +385,22 @@ impl Core {
     /// Whether slots are known to have moved since the last layout, or some have no owner.
     pub(super) fn is_unsure(&self) -> bool {
         self.moved.replace(false) || self.slots.borrow().iter().any(Option::is_none)
+    }
+
+    /// A slot of each server.
+    pub(super) fn first_slots(&self) -> Vec<u16> {
+        let slots = self.slots.borrow();
+        let mut seen: Vec<*const Server> = Vec::new();
+        let mut first = Vec::new();
+        for (slot, server) in (0u16..).zip(slots.iter()) {
+            if let Some(server) = server.as_ref().map(Rc::as_ptr)
+                && !seen.contains(&server)
+            {
+                seen.push(server);
+                first.push(slot);
+            }
+        }
+        first
     }
 
     pub(super) fn for_each_ear(&self, each: impl Fn(&Ear)) {

@@ -16,7 +16,7 @@ use super::core::{Core, Held};
 use super::lane::{Done, Failure, Job};
 use super::scripts::{self, Settings};
 use super::stats::{BrokerStats, Shared};
-use super::{layout, topics};
+use super::{layout, repair, topics};
 use crate::shard::inbox::InboxSender;
 
 /// Batches of replies that a shard's inbox should hold; a full one loses nothing but messages, whose holes are filled.
@@ -64,18 +64,13 @@ impl std::fmt::Debug for Inner {
 /// The thread or its runtime cannot be made: there is no process without it.
 pub fn start(
     config: &RedisConfig,
-    node: u64,
-    dedup_window_ms: u64,
+    settings: Settings,
     inboxes: Vec<InboxSender<Vec<BrokerReply>>>,
 ) -> Result<BrokerHandle, String> {
     let access = Access::new(config)?;
     let shared = Arc::new(Shared::default());
     shared.down_since_ms.store(crate::store::now_ms(), Relaxed);
     let (requests, queue) = mpsc::channel(SUBMISSIONS_MAX);
-    let settings = Settings {
-        node,
-        dedup_window_ms,
-    };
     let thread = {
         let (config, shared) = (config.clone(), shared.clone());
         let body = move || run(config, access, settings, shared, inboxes, queue);
@@ -195,7 +190,10 @@ impl BrokerHandle {
 fn op_bytes(op: &BrokerOp) -> usize {
     match op {
         BrokerOp::Publish(publish) => size_of::<Job>() + publish.publish.text_len(),
-        BrokerOp::Follow(_) | BrokerOp::Unfollow { .. } | BrokerOp::Clear { .. } => 0,
+        BrokerOp::Follow(_)
+        | BrokerOp::Unfollow { .. }
+        | BrokerOp::Stored { .. }
+        | BrokerOp::Clear { .. } => 0,
     }
 }
 
@@ -222,6 +220,9 @@ fn run(
         tokio::task::spawn_local(layout::keep(core.clone()));
         tokio::task::spawn_local(topics::hear(core.clone(), heard));
         tokio::task::spawn_local(core.clone().keep_flushing());
+        if core.settings.is_shared_store {
+            tokio::task::spawn_local(repair::keep(core.clone()));
+        }
         serve(&core, requests).await;
         finish(&core).await;
     });
@@ -278,6 +279,19 @@ fn take(core: &std::rc::Rc<Core>, shard: ShardId, op: BrokerOp, asked: Instant) 
             core.push(job, true);
         }
         BrokerOp::Follow(follow) => topics::follow(core, shard, follow),
+        BrokerOp::Stored { channel, sequence } => {
+            let keys = core.keys.channel(&channel.app, &channel.name);
+            let job = Job {
+                cmd: scripts::stored(&keys, sequence),
+                slot: keys.slot(),
+                deadline: asked + Duration::from_millis(core.config.publish_timeout_ms),
+                // Whether it is done is of no matter: a repair finds nothing to do.
+                done: Done::Call(tokio::sync::oneshot::channel().0),
+                asking: false,
+                held: None,
+            };
+            core.push(job, true);
+        }
         BrokerOp::Unfollow { channel, follow } => topics::unfollow(core, &channel, follow),
         BrokerOp::Clear { ticket, channel } => {
             let core = core.clone();

@@ -37,6 +37,25 @@ impl Keys {
         ChannelKeys { base }
     }
 
+    /// The pattern of the keys of all channels with this suffix; as of [`ChannelKeys::key`].
+    #[must_use]
+    pub fn pattern(&self, suffix: &str) -> String {
+        let mut pattern = String::new();
+        escape_pattern(&self.prefix, &mut pattern);
+        pattern.push_str("{*}:");
+        pattern.push_str(suffix);
+        pattern
+    }
+
+    /// App and channel of a key of one; `None` where it is another's.
+    #[must_use]
+    pub fn parse(&self, key: &str) -> Option<(String, String)> {
+        let rest = key.strip_prefix(self.prefix.as_str())?.strip_prefix('{')?;
+        let (tag, _) = rest.rsplit_once('}')?;
+        let (app, channel) = tag.split_once(':')?;
+        Some((unescape(app)?, unescape(channel)?))
+    }
+
     /// A key that belongs to no channel.
     #[must_use]
     pub fn global(&self, name: &str) -> String {
@@ -69,6 +88,12 @@ impl ChannelKeys {
         [self.key("i0"), self.key("i1")]
     }
 
+    /// Sequences that the store is owed, by when they were published. A sorted set.
+    #[must_use]
+    pub fn owed(&self) -> String {
+        self.key("w")
+    }
+
     /// The sharded topic on which nodes hear of it.
     #[must_use]
     pub fn topic(&self) -> String {
@@ -95,6 +120,28 @@ pub fn slot_of(key: &[u8]) -> u16 {
         })
         .unwrap_or(key);
     crc16::State::<crc16::XMODEM>::calculate(hashed) % 16_384
+}
+
+/// A literal of a pattern of Redis.
+fn escape_pattern(text: &str, out: &mut String) {
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '^' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut out = String::with_capacity(text.len());
+    let mut parts = text.split('%');
+    out.push_str(parts.next()?);
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        out.push(char::from(u8::from_str_radix(code, 16).ok()?));
+        out.push_str(rest);
+    }
+    Some(out)
 }
 
 fn escape(text: &str, special: &[char], out: &mut String) {
@@ -127,6 +174,18 @@ mod tests {
         let braces = keys.channel("a", "}x{y}");
         assert_eq!(braces.meta(), "sw:{a:%7Dx%7By%7D}:m");
         assert_eq!(slot_of(braces.meta().as_bytes()), braces.slot());
+    }
+
+    #[test]
+    fn a_key_tells_its_channel() {
+        let keys = Keys::new("a*:");
+        for (app, channel) in [("dev", "room:1"), ("a:b", "x{y}%7D"), ("é", "ü:{")] {
+            let key = keys.channel(app, channel).owed();
+            assert_eq!(keys.parse(&key), Some((app.to_owned(), channel.to_owned())));
+        }
+        assert_eq!(keys.parse("b{a:b}:w"), None);
+        assert_eq!(keys.parse("a*:nodes"), None);
+        assert_eq!(keys.pattern("w"), "a\\*:{*}:w");
     }
 
     #[test]

@@ -19,10 +19,12 @@ mod handle;
 pub mod keys;
 mod lane;
 mod layout;
+mod repair;
 mod scripts;
 mod stats;
 mod topics;
 
 pub use self::config::{RedisConfig, RedisUrl};
 pub use self::handle::{BrokerHandle, INBOX_BATCHES, start};
+pub use self::scripts::Settings;
 pub use self::stats::BrokerStats;

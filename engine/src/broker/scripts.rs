@@ -5,7 +5,7 @@
 use std::sync::{Arc, LazyLock};
 
 use redis::{Cmd, Value};
-use shardwire_proto::broker::{BrokerPublish, BrokerPublished, Follow};
+use shardwire_proto::broker::{BrokerError, BrokerPublish, BrokerPublished, Follow};
 use shardwire_proto::record::{Loaded, Page, Question, Record, StoreAnswer};
 
 use super::codec;
@@ -52,18 +52,22 @@ static COUNT: LazyLock<Script> =
 static CLEAR: LazyLock<Script> =
     LazyLock::new(|| Script::new(&[PLACE, include_str!("scripts/clear.lua")]));
 
+static OWED: LazyLock<Script> = LazyLock::new(|| Script::new(&[include_str!("scripts/owed.lua")]));
+
 /// Every script, to be loaded on every server.
-pub(super) fn all() -> [&'static Script; 5] {
-    [&PUBLISH, &LOAD, &PAGE, &COUNT, &CLEAR]
+pub(super) fn all() -> [&'static Script; 6] {
+    [&PUBLISH, &LOAD, &PAGE, &COUNT, &CLEAR, &OWED]
 }
 
 /// What scripts are told of this node.
 #[derive(Debug, Clone)]
-pub(super) struct Settings {
-    /// Stands for this process in messages.
-    pub(super) node: u64,
+pub struct Settings {
+    /// Stands for this process in messages; random.
+    pub node: u64,
     /// How long ids are remembered at least, ms.
-    pub(super) dedup_window_ms: u64,
+    pub dedup_window_ms: u64,
+    /// All nodes write one store, and see to it that it lacks nothing.
+    pub is_shared_store: bool,
 }
 
 pub(super) fn publish(
@@ -75,7 +79,8 @@ pub(super) fn publish(
     let item = op.publish.borrow();
     let [even, odd] = keys.ids();
     let (meta, stream, topic) = (keys.meta(), keys.stream(), keys.topic());
-    let mut cmd = PUBLISH.call(&[&meta, &stream, &even, &odd, &topic]);
+    let owed = keys.owed();
+    let mut cmd = PUBLISH.call(&[&meta, &stream, &even, &odd, &topic, &owed]);
     cmd.arg(if item.is_made { "" } else { item.id });
     cmd.arg(settings.dedup_window_ms);
     match op.retention {
@@ -83,22 +88,59 @@ pub(super) fn publish(
         None => cmd.arg("").arg(0),
     };
     cmd.arg(epoch).arg(codec::encode(&item, settings.node));
+    cmd.arg(u8::from(op.is_owed));
+    match op.base {
+        Some((sequence, timestamp)) => cmd.arg(sequence).arg(timestamp),
+        None => cmd.arg("").arg(""),
+    };
     cmd
 }
 
-pub(super) fn published(value: &Value) -> Option<BrokerPublished> {
+/// The store has a message.
+pub(super) fn stored(keys: &ChannelKeys, sequence: u64) -> Cmd {
+    let mut cmd = redis::cmd("ZREM");
+    cmd.arg(keys.owed()).arg(sequence);
+    cmd
+}
+
+/// Messages that the store is owed for `age_ms` already, at most `most`.
+pub(super) fn owed(keys: &ChannelKeys, age_ms: u64, most: usize) -> Cmd {
+    let mut cmd = OWED.call(&[&keys.meta(), &keys.stream(), &keys.owed()]);
+    cmd.arg(age_ms).arg(most);
+    cmd
+}
+
+/// Epoch and messages of such an answer.
+pub(super) fn owed_messages(value: Value) -> Option<(Box<str>, Vec<Arc<Record>>)> {
+    let Value::Array(parts) = value else {
+        return None;
+    };
+    let mut parts = parts.into_iter();
+    let Value::BulkString(epoch) = parts.next()? else {
+        return None;
+    };
+    let epoch = String::from_utf8(epoch).ok()?;
+    Some((epoch.into(), records(parts)?))
+}
+
+/// The place of a message; an error where the script has done nothing. `None` where it has not answered so.
+pub(super) fn published(value: &Value) -> Option<Result<BrokerPublished, BrokerError>> {
     let Value::Array(parts) = value else {
         return None;
     };
     let [duplicate, sequence, timestamp, Value::BulkString(epoch)] = parts.as_slice() else {
         return None;
     };
-    Some(BrokerPublished {
+    let kind = integer(duplicate)?;
+    if kind == 2 {
+        return Some(Err(BrokerError::Unplaced));
+    }
+    Some(Ok(BrokerPublished {
         epoch: std::str::from_utf8(epoch).ok()?.into(),
         sequence: Some(integer(sequence)?).filter(|s| *s > 0),
         timestamp: integer(timestamp)?,
-        duplicate: integer(duplicate)? == 1,
-    })
+        duplicate: kind == 1,
+    }))
 }
 
 pub(super) fn follow(keys: &ChannelKeys, follow: &Follow, epoch: &str) -> Cmd {

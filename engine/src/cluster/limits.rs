@@ -185,7 +185,12 @@ async fn count(
             .arg(apps)
             .query_async(&mut commands)
             .await?;
-        both.push(counts.into_iter().map(|count| count.unwrap_or(0)).collect::<Vec<_>>());
+        both.push(
+            counts
+                .into_iter()
+                .map(|count| count.unwrap_or(0))
+                .collect::<Vec<_>>(),
+        );
     }
     let months = both.pop().unwrap_or_default();
     let days = both.pop().unwrap_or_default();

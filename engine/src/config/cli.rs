@@ -3,6 +3,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::copy::Destination;
+
 /// Realtime messaging engine: WebSocket publish and subscribe, sharded over the cores of one machine.
 ///
 /// Without a command it serves. Settings come from flags, then environment, then the file, then defaults.
@@ -27,6 +29,25 @@ pub enum Command {
     /// Checks the configuration and this host, and says what to mend. Exit code 2 when the server could not run.
     Check {
         /// Prints a JSON array of findings.
+        #[arg(long)]
+        json: bool,
+    },
+    /// What is kept, while no server runs
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+}
+
+/// What to do with what is kept.
+#[derive(Debug, Clone, Subcommand)]
+pub enum StoreCommand {
+    /// Copies everything between the data folder and MongoDB, and compares. Done again after an interruption it goes on
+    Copy {
+        /// Where to
+        #[arg(long, value_name = "DESTINATION")]
+        to: Destination,
+        /// Prints what was copied as JSON
         #[arg(long)]
         json: bool,
     },
@@ -57,6 +78,10 @@ pub struct Flags {
     /// [env: SHARDWIRE_REDIS_URL, separated by commas] [default: none]
     #[arg(long, global = true, value_name = "URL")]
     pub redis_url: Vec<String>,
+    /// Database for everything that is kept, instead of the data folder: mongodb://host:27017 [env: SHARDWIRE_MONGO_URL]
+    /// [default: none]
+    #[arg(long, global = true, value_name = "URL")]
+    pub mongo_url: Option<String>,
     /// error, warn, info, debug or trace [env: SHARDWIRE_LOG_LEVEL] [default: info]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,

@@ -356,16 +356,6 @@ fn flags_and_variables_are_named_as_the_place() {
 
 #[test]
 fn variables_that_would_be_ignored_are_told() {
-    let error = Config::load(
-        &Flags::default(),
-        &env(&[("SHARDWIRE_MONGO_URL", "mongodb://x")]),
-        &host(),
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.problems,
-        ["SHARDWIRE_MONGO_URL: not available in this build"]
-    );
     let variables = env(&[
         ("SHARDWIRE_LISTN", "x"),
         ("SHARDWIRE_DEV_KEY", "secret"),
@@ -445,6 +435,7 @@ fn the_readme_lists_every_setting() {
         CORES,
         LOG_LEVEL,
         REDIS_URL,
+        MONGO_URL,
     ]
     .iter()
     .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
@@ -458,6 +449,7 @@ fn the_readme_lists_every_setting() {
         "log",
         "drain",
         "store",
+        "store.mongo",
         "auth",
         "auth.claims",
         "history",

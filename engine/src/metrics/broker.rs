@@ -113,7 +113,7 @@ pub(super) fn render(page: &mut Page, broker: &BrokerStats, shards: &[(ShardId, 
 /// What home shards have made of it.
 fn render_seen(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
     type Value = fn(&Stats) -> u64;
-    let families: [(&str, &str, Value); 4] = [
+    let families: [(&str, &str, Value); 5] = [
         (
             "shardwire_broker_gaps_total",
             "Holes in what was heard of channels.",
@@ -128,6 +128,11 @@ fn render_seen(page: &mut Page, shards: &[(ShardId, Box<Stats>)]) {
             "shardwire_broker_lost_total",
             "Messages that could not be fetched any more; subscribers were told.",
             |s| s.counters.broker_lost,
+        ),
+        (
+            "shardwire_broker_repaired_total",
+            "Messages put into the shared store for a node that has not said that it did.",
+            |s| s.counters.broker_repaired,
         ),
         (
             "shardwire_broker_repeated_total",

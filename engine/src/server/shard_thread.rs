@@ -116,6 +116,7 @@ pub(super) async fn run(plan: Plan) {
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
         store: Some(plan.store),
+        is_shared_store: plan.options.shared_store,
         broker: plan.broker,
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),

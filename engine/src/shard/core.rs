@@ -10,7 +10,7 @@ use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
-use shardwire_proto::record::{StoreError, StoreReply};
+use shardwire_proto::record::{Question, StoreError, StoreReply};
 pub use shardwire_proto::shard::Handshake;
 use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
@@ -68,8 +68,15 @@ pub trait Core: Sized + 'static {
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
-    /// Hands the broker what has gathered for it, questions to the store with it.
-    fn submit_to_broker(&mut self, _broker: &BrokerHandle, _now: Now) {}
+    /// Hands the broker what has gathered for it, and the store that all nodes write, if there is one; otherwise the broker
+    /// is asked what the store is.
+    fn submit_to_broker(
+        &mut self,
+        _broker: &BrokerHandle,
+        _shared: Option<&StoreHandle>,
+        _now: Now,
+    ) {
+    }
     fn handle_broker(&mut self, _reply: BrokerReply, _now: Now) {}
     /// Hands over what has gathered for the other nodes.
     fn submit_shared(&mut self, _cluster: &ClusterHandle, _now: Now) {}
@@ -254,8 +261,15 @@ impl Core for Shard {
         Shard::handle_store(self, reply, now);
     }
 
-    fn submit_to_broker(&mut self, broker: &BrokerHandle, now: Now) {
+    fn submit_to_broker(&mut self, broker: &BrokerHandle, shared: Option<&StoreHandle>, now: Now) {
         let shard = self.id();
+        let stores = self.take_ops();
+        if !stores.is_empty()
+            && let Some(store) = shared
+            && let Err(refused) = store.submit(shard, stores)
+        {
+            self.refuse_ops(refused, now);
+        }
         let ops = self.take_broker_ops();
         if !ops.is_empty()
             && let Err(refused) = broker.submit(shard, ops)
@@ -264,7 +278,12 @@ impl Core for Shard {
         }
         for question in self.take_questions() {
             let ticket = question.ticket;
-            if let Err(error) = broker.read(shard, question) {
+            // What resume needs is what nodes have heard of, which the store may not have yet.
+            let asked = match shared {
+                Some(store) if !is_of_broker(&question.question) => store.read(shard, question),
+                _ => broker.read(shard, question),
+            };
+            if let Err(error) = asked {
                 let answer = Err(error);
                 Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
             }
@@ -305,4 +324,9 @@ impl Core for Shard {
     ) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(crate::http::serve(transport, head, runtime))
     }
+}
+
+/// Whether a question to the store is about what nodes have heard of, not about where the store itself stands.
+fn is_of_broker(question: &Question) -> bool {
+    matches!(question, Question::Load { messages_max, .. } if *messages_max > 0)
 }

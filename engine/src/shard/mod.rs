@@ -65,6 +65,8 @@ pub struct Settings {
     pub store: Option<StoreHandle>,
     /// Who orders and keeps messages among several nodes; none where this is the only one.
     pub broker: Option<BrokerHandle>,
+    /// All nodes write the store, which then has everything; otherwise the broker has.
+    pub is_shared_store: bool,
     /// The certificates that are shown; none where connections are plain.
     pub tls: Option<Acceptor>,
     /// Who changes apps and credentials; none where nobody does.

@@ -89,7 +89,10 @@ impl<C: Core> ShardRuntime<C> {
             self.core.borrow_mut().submit_shared(cluster, self.now());
         }
         if let Some(broker) = &self.settings.broker {
-            self.core.borrow_mut().submit_to_broker(broker, self.now());
+            let store = self.settings.store.as_ref();
+            let shared = store.filter(|_| self.settings.is_shared_store);
+            let mut core = self.core.borrow_mut();
+            core.submit_to_broker(broker, shared, self.now());
             return;
         }
         if let Some(store) = &self.settings.store {

@@ -8,7 +8,10 @@
 //! every accepted operation and question is answered once; operations of a shard are committed in their order; of a
 //! failed generation nothing is committed behind the failure, so a channel's sequences have no hole.
 
+pub mod archive;
 mod handle;
+pub mod mongo;
+mod page;
 mod readers;
 pub mod sqlite;
 mod stats;
@@ -16,6 +19,8 @@ mod writer;
 
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod suite;
 #[cfg(test)]
 mod tests;
 

@@ -25,9 +25,11 @@ use shardwire_proto::meter::AppUsage;
 use shardwire_proto::quota::{Totals, day_of};
 
 use crate::cluster::ClusterHandle;
+use crate::mongo::Mongo;
+use crate::mongo::usage::MongoSeries;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
-use series::{POINTS_MAX, Series};
+pub(crate) use series::{POINTS_MAX, RowKey, Series, SqliteSeries, Unwritten};
 pub use series::{Point, Step, Used};
 
 /// Name of the file in the data folder.
@@ -112,20 +114,28 @@ enum Job {
     Stop,
 }
 
-/// Opens the file and starts the thread; returns what apps have used so far, for the shards' start.
+/// Opens the file, or the database where there is one, and starts the thread; returns what apps have used so far, for
+/// the shards' start.
 ///
 /// # Errors
-/// The file cannot be used.
+/// It cannot be used.
 ///
 /// # Panics
 /// A thread cannot be started: there is no process without it.
 pub fn start(
     data_dir: &Path,
+    mongo: Option<Mongo>,
     registry: RegistryHandle,
     shards: Vec<InboxSender<AppTotals>>,
 ) -> Result<(UsageHandle, AppTotals), String> {
-    let path = data_dir.join(USAGE_FILE);
-    let series = Series::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut series: Box<dyn Series> = match mongo {
+        Some(mongo) => Box::new(MongoSeries::new(mongo)),
+        None => {
+            let path = data_dir.join(USAGE_FILE);
+            let series = SqliteSeries::open(&path);
+            Box::new(series.map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+    };
     let totals = series.totals(day_of(now_ms()))?;
     let all: AppTotals = Arc::new(totals.iter().map(|(a, t)| (a.clone(), *t)).collect());
     let (jobs, queue) = crossbeam_channel::bounded(JOBS_MAX);
@@ -211,7 +221,7 @@ impl UsageHandle {
 }
 
 struct Keeper {
-    series: Series,
+    series: Box<dyn Series>,
     registry: RegistryHandle,
     /// And whether one has missed something.
     shards: Vec<(InboxSender<AppTotals>, bool)>,
@@ -219,7 +229,7 @@ struct Keeper {
     /// Connections and channels at this moment, by app and shard.
     gauges: HashMap<Arc<str>, BTreeMap<u16, (u32, u32)>>,
     /// By app and minute.
-    unwritten: BTreeMap<(Arc<str>, u64), Used>,
+    unwritten: Unwritten,
     unwritten_since: Option<Instant>,
     /// Apps whose totals the shards do not know yet.
     changed: Vec<Arc<str>>,
@@ -314,7 +324,7 @@ impl Keeper {
 
     fn write(&mut self) {
         if !self.unwritten.is_empty() {
-            match self.series.add(self.unwritten.iter()) {
+            match self.series.add(&self.unwritten) {
                 Ok(()) => {
                     self.unwritten.clear();
                     self.unwritten_since = None;
@@ -412,7 +422,7 @@ impl Keeper {
         }
     }
 
-    fn answer(&self, question: &Question) -> Result<Report, String> {
+    fn answer(&mut self, question: &Question) -> Result<Report, String> {
         let Question {
             app,
             step,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::Shard;
-use super::lookup::Deferred;
+use super::lookup::{Deferred, ReadFor};
 use crate::broker::{
     BrokerError, BrokerMessage, BrokerOp, BrokerPublish, BrokerPublished, BrokerReply, Follow,
     FollowRef, Place,
@@ -27,7 +27,10 @@ use crate::limits::{
 };
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, ShardMsg};
 use crate::namespace::Settings;
-use crate::record::{Change, Loaded, Record, Retention, StoreReply, StoredChannel, Ticket};
+use crate::record::{
+    Change, Loaded, Question, Record, Retention, StoreAnswer, StoreError, StoreReply,
+    StoredChannel, Ticket,
+};
 use crate::wire::wsocket::{Position, write_subscribed_since};
 
 /// The broker as one shard sees it.
@@ -38,7 +41,7 @@ pub(super) struct BrokerState {
     /// What the driver has not taken.
     ops: Vec<BrokerOp>,
     publishes: HashMap<Ticket, Waiting, foldhash::fast::FixedState>,
-    clears: HashMap<Ticket, (ShardId, RequestId), foldhash::fast::FixedState>,
+    clears: HashMap<Ticket, (ChannelKey, ShardId, RequestId), foldhash::fast::FixedState>,
     /// Channels that nobody here is interested in any more, with the time at which they are let go, ms.
     lingering: std::collections::VecDeque<(FollowRef, u64)>,
     /// By how much this node's clock was ahead of the broker's at most, ms: what messages took is in it.
@@ -72,6 +75,7 @@ impl Shard {
                 BrokerOp::Clear { ticket, .. } => {
                     self.handle_clear_done(ticket, Err(BrokerError::Overloaded));
                 }
+                BrokerOp::Stored { .. } => {}
                 op @ (BrokerOp::Follow(_) | BrokerOp::Unfollow { .. }) => kept.push(op),
             }
         }
@@ -106,6 +110,11 @@ impl Shard {
                     self.handle_presence_payload(slot, &payload, now);
                 }
             }
+            BrokerReply::Repair {
+                channel,
+                epoch,
+                records,
+            } => self.repair(&channel, &epoch, records),
             BrokerReply::Answer { ticket, answer } => {
                 self.handle_store(StoreReply::Answer { ticket, answer }, now);
             }
@@ -141,20 +150,14 @@ impl Shard {
         let channel = self.home.get(slot).map(|c| (c.number, c.settings));
         match (taken, channel) {
             (Ok(()), Some((number, settings))) => {
-                let ticket = self.next_ticket();
                 let stored = item.persist && settings.persist;
                 let retention = self.broker_retention(&settings);
-                self.broker.ops.push(BrokerOp::Publish(BrokerPublish {
-                    ticket,
-                    publish: publish.clone(),
-                    retention: stored.then_some(retention),
-                }));
                 let waiting = Waiting {
                     publish,
                     slot,
                     number,
                 };
-                self.broker.publishes.insert(ticket, waiting);
+                self.push_publish(waiting, stored.then_some(retention), None);
             }
             (taken, _) => {
                 let code = taken.err().unwrap_or(ErrorCode::Internal);
@@ -178,8 +181,62 @@ impl Shard {
                 Some(sequence) => self.store_waiting(waiting, sequence, place),
                 None => self.confirm_waiting(&waiting, &place, now),
             },
+            Err(BrokerError::Unplaced) => self.ask_place(waiting),
             Err(_) => self.refuse_waiting(&waiting, now),
         }
+    }
+
+    /// The broker does not know a channel, or has forgotten it: its numbers go on behind those of the store.
+    fn ask_place(&mut self, waiting: Waiting) {
+        let item = waiting.publish.borrow();
+        let channel = ChannelKey {
+            app: item.app.clone(),
+            name: item.channel.into(),
+        };
+        let question = Question::Load {
+            messages_max: 0,
+            bytes_max: 0,
+            ids_after_ms: u64::MAX,
+        };
+        self.ask_store(channel, question, ReadFor::Place { waiting });
+    }
+
+    pub(super) fn handle_place(
+        &mut self,
+        waiting: Waiting,
+        answer: Result<StoreAnswer, StoreError>,
+        now: Now,
+    ) {
+        let base = match answer {
+            Ok(StoreAnswer::Loaded(loaded)) => {
+                loaded.map_or((0, 0), |l| (l.last_sequence, l.last_timestamp))
+            }
+            Ok(_) | Err(_) => {
+                self.refuse_waiting(&waiting, now);
+                return;
+            }
+        };
+        let item = waiting.publish.borrow();
+        let settings = self.apps.settings(item.app, item.channel);
+        let retention = self.broker_retention(&settings);
+        self.push_publish(waiting, Some(retention), Some(base));
+    }
+
+    fn push_publish(
+        &mut self,
+        waiting: Waiting,
+        retention: Option<Retention>,
+        base: Option<(u64, u64)>,
+    ) {
+        let ticket = self.next_ticket();
+        self.broker.ops.push(BrokerOp::Publish(BrokerPublish {
+            ticket,
+            publish: waiting.publish.clone(),
+            retention,
+            is_owed: retention.is_some() && self.options.shared_store,
+            base,
+        }));
+        self.broker.publishes.insert(ticket, waiting);
     }
 
     /// The broker has numbered a message: the store has to have it too. A repeated one as well: its first publisher may
@@ -206,9 +263,39 @@ impl Shard {
         self.store_numbered((channel, change), waiting, place);
     }
 
+    /// Puts messages into the store that it may lack; what it has stays as it is.
+    fn repair(&mut self, channel: &ChannelKey, epoch: &str, records: Vec<Arc<Record>>) {
+        let retention = self.apps.settings(&channel.app, &channel.name).retention;
+        for record in records {
+            if self.store_full() {
+                // There is another round.
+                return;
+            }
+            let stored = StoredChannel {
+                app: channel.app.clone(),
+                name: channel.name.clone(),
+                epoch: epoch.into(),
+            };
+            self.counters.broker_repaired += 1;
+            self.store_repaired(stored, Change::Append { record, retention });
+        }
+    }
+
+    /// The store has a message: nobody has to look after it any more.
+    pub(super) fn note_stored(&mut self, app: &Arc<str>, name: Arc<str>, sequence: u64) {
+        let channel = ChannelKey {
+            app: app.clone(),
+            name,
+        };
+        self.broker.ops.push(BrokerOp::Stored { channel, sequence });
+    }
+
     /// A message is where it has to be: its publisher is told.
     pub(super) fn confirm_waiting(&mut self, waiting: &Waiting, place: &BrokerPublished, now: Now) {
         let item = waiting.publish.borrow();
+        if let Some(sequence) = place.sequence.filter(|_| self.options.shared_store) {
+            self.note_stored(item.app, item.channel.into(), sequence);
+        }
         if place.duplicate {
             self.counters.duplicates += 1;
             self.unadmit_waiting(waiting);
@@ -556,15 +643,30 @@ impl Shard {
             return;
         }
         let ticket = self.next_ticket();
-        self.broker.clears.insert(ticket, (shard, request));
         let channel = channel.clone();
+        self.broker
+            .clears
+            .insert(ticket, (channel.clone(), shard, request));
         self.broker.ops.push(BrokerOp::Clear { ticket, channel });
     }
 
     fn handle_clear_done(&mut self, ticket: Ticket, result: Result<u64, BrokerError>) {
-        if let Some((shard, request)) = self.broker.clears.remove(&ticket) {
-            let result = result.map_err(|_| ErrorCode::Unavailable);
-            self.answer_clear(shard, request, result);
+        let Some((channel, shard, request)) = self.broker.clears.remove(&ticket) else {
+            return;
+        };
+        match result {
+            Ok(_) if self.options.shared_store => {
+                let stored = StoredChannel {
+                    app: channel.app,
+                    name: channel.name,
+                    epoch: "".into(),
+                };
+                self.clear_stored(stored, shard, request);
+            }
+            result => {
+                let result = result.map_err(|_| ErrorCode::Unavailable);
+                self.answer_clear(shard, request, result);
+            }
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Counters {
     pub broker_lost: u64,
     /// Messages that came a second time.
     pub broker_repeated: u64,
+    /// Messages put into the store for a node that has not said that it did.
+    pub broker_repaired: u64,
     /// Presence notices put into outboxes.
     pub presence_notices: u64,
     /// Memberships that their client came back to, as home.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::cluster::Waiting;
 use super::{Output, Shard};
 use crate::channel::home::LogState;
 use crate::channel::log::{Found, ReplayFrom, count_of_loaded, replay_of_loaded};
@@ -44,6 +45,10 @@ pub(super) enum ReadFor {
     },
     HttpHistory {
         request: RequestId,
+    },
+    /// A publish to a channel that the broker does not know.
+    Place {
+        waiting: Waiting,
     },
 }
 
@@ -166,7 +171,7 @@ impl Shard {
         }
     }
 
-    fn ask_store(&mut self, channel: ChannelKey, question: Question, purpose: ReadFor) {
+    pub(super) fn ask_store(&mut self, channel: ChannelKey, question: Question, purpose: ReadFor) {
         let ticket = Ticket(self.store.next_ticket);
         self.store.next_ticket += 1;
         self.store.reads.insert(ticket, purpose);
@@ -213,6 +218,7 @@ impl Shard {
                 };
                 self.send_or_handle(to.shard, ShardMsg::Count { to, count }, now);
             }
+            ReadFor::Place { waiting } => self.handle_place(waiting, answer, now),
             ReadFor::History { conn, place } => self.handle_history_page(conn, place, answer, now),
             ReadFor::HttpHistory { request } => {
                 let result = page_of(answer);

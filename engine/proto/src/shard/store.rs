@@ -55,6 +55,12 @@ enum UnderWay {
         shard: ShardId,
         request: RequestId,
     },
+    /// A message of the broker that another node may not have stored.
+    Repaired {
+        channel: Arc<StoredChannel>,
+        sequence: u64,
+        generation: u32,
+    },
     /// A message that the broker has numbered: its publisher waits for the store as well.
     Numbered {
         waiting: Waiting,
@@ -68,6 +74,7 @@ impl UnderWay {
         match self {
             Self::Append { generation, .. }
             | Self::Clear { generation, .. }
+            | Self::Repaired { generation, .. }
             | Self::Numbered { generation, .. } => *generation,
         }
     }
@@ -92,6 +99,7 @@ impl Shard {
                     }
                     self.load_if_given_up(slot, now);
                 }
+                Some((_, UnderWay::Repaired { .. })) => {}
                 Some((_, UnderWay::Numbered { waiting, .. })) => self.refuse_waiting(&waiting, now),
                 Some((_, UnderWay::Clear { shard, request, .. })) => {
                     self.answer_clear(shard, request, Err(ErrorCode::Unavailable));
@@ -144,6 +152,13 @@ impl Shard {
                         self.deliver_committed(slot, pending, now);
                     }
                     self.load_if_given_up(slot, now);
+                }
+                UnderWay::Repaired {
+                    channel, sequence, ..
+                } => {
+                    if !has_failed {
+                        self.note_stored(&channel.app, channel.name.clone(), sequence);
+                    }
                 }
                 UnderWay::Numbered { waiting, .. } if has_failed => {
                     self.refuse_waiting(&waiting, now);
@@ -215,6 +230,55 @@ impl Shard {
             ticket,
             generation: self.store.generation,
             channel: log.channel.clone(),
+            change,
+        });
+        self.store.under_way.push_back((ticket, under_way));
+    }
+
+    /// Removes from the store that all nodes write what the broker has removed.
+    pub(super) fn clear_stored(
+        &mut self,
+        channel: StoredChannel,
+        shard: ShardId,
+        request: RequestId,
+    ) {
+        let generation = self.store.generation;
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation,
+            channel: Arc::new(channel),
+            change: Change::Clear,
+        });
+        // What is in memory the broker has told to remove: no slot has this number.
+        let under_way = UnderWay::Clear {
+            slot: u32::MAX,
+            number: u64::MAX,
+            generation,
+            shard,
+            request,
+        };
+        self.store.under_way.push_back((ticket, under_way));
+    }
+
+    /// Puts a message into the store's queue that it may lack.
+    pub(super) fn store_repaired(&mut self, channel: StoredChannel, change: Change) {
+        let Change::Append { record, .. } = &change else {
+            return;
+        };
+        let channel = Arc::new(channel);
+        let under_way = UnderWay::Repaired {
+            channel: channel.clone(),
+            sequence: record.sequence,
+            generation: self.store.generation,
+        };
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation: self.store.generation,
+            channel,
             change,
         });
         self.store.under_way.push_back((ticket, under_way));

@@ -1,18 +1,31 @@
 -- Publishes one message of a channel: recognises its id, numbers it, appends it to the stream, tells all nodes.
--- KEYS: meta, stream, ids (even windows), ids (odd windows), topic
+-- KEYS: meta, stream, ids (even windows), ids (odd windows), topic, sequences that the store is owed
 -- ARGV: 1 id ('' where nobody can have used it), 2 window of ids in ms, 3 messages kept ('' for an ephemeral message),
---       4 age kept in ms, 5 epoch for a channel that has none, 6 message
--- Returns: 1 for an id that is known or 0, sequence (0 for none), timestamp, epoch
+--       4 age kept in ms, 5 epoch for a channel that has none, 6 message,
+--       7 '1' where a store has to have it too, 8 last sequence of the store and 9 its timestamp ('' where not known)
+-- Returns: 1 for an id that is known or 0, sequence (0 for none), timestamp, epoch; 2 where nothing was done because
+--          only the store can know where the channel stands
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 't', 'w', 'p', 'x', 'a')
 local epoch, last, last_ms = m[1], tonumber(m[2] or 0), tonumber(m[3] or 0)
 if now < last_ms then now = last_ms end
+local from
+if ARGV[7] == '1' and not m[2] then
+  if ARGV[8] == '' then return {2, 0, 0, ''} end
+  last, last_ms = tonumber(ARGV[8]), math.max(last_ms, tonumber(ARGV[9]))
+  from = last
+  if now < last_ms then now = last_ms end
+end
 local set = {KEYS[1], 't', string.format('%.0f', now)}
 if not epoch then
   epoch = ARGV[5]
   set[#set + 1] = 'e'
   set[#set + 1] = epoch
+end
+if from then
+  set[#set + 1] = 'f'
+  set[#set + 1] = string.format('%.0f', from)
 end
 local ids
 if ARGV[1] ~= '' then
@@ -45,6 +58,7 @@ if ARGV[3] ~= '' then
   -- A little more than is kept, so that the newest message that is gone can be told. Whole nodes are dropped.
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', string.format('%.0f', most + 1),
     string.format('%.0f-%.0f', sequence, now), 'm', ARGV[6])
+  if ARGV[7] == '1' then redis.call('ZADD', KEYS[6], now, string.format('%.0f', sequence)) end
   set[#set + 1] = 's'
   set[#set + 1] = string.format('%.0f', sequence)
   if m[6] ~= ARGV[3] or m[7] ~= ARGV[4] then

@@ -95,6 +95,7 @@ impl Node {
                 cluster: None,
                 usage: None,
                 broker: None,
+                is_shared_store: false,
             };
             let config = ShardConfig {
                 id: ShardId(0),
