@@ -446,9 +446,12 @@ impl Core {
 }
 
 fn of_server(server: &Server, slot: u16, publishes: bool) -> Rc<Lane> {
-    let lane = server
-        .lanes
-        .get(usize::from(slot) % server.lanes.len().max(1));
+    let count = server.lanes.len();
+    let first = usize::from(slot) % count.max(1);
+    let lanes = (0..count).filter_map(|n| server.lanes.get((first + n) % count));
+    // Its own, if that works or none does.
+    let works = |lane: &&Rc<Lane>| lane.state() != LaneState::Down;
+    let lane = lanes.clone().find(works).or(lanes.clone().next());
     match lane {
         Some(lane) if publishes => lane.clone(),
         _ => server.reads.clone(),

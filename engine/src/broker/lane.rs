@@ -9,11 +9,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ConnectionAddr, Pipeline, ServerError, ServerErrorKind, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, Pipeline, PushInfo, PushKind, ServerError,
+    ServerErrorKind, Value,
+};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::record::Ticket;
 use tokio::sync::{Notify, oneshot};
@@ -78,7 +83,7 @@ pub(super) enum LaneState {
 pub(super) struct Lane {
     addr: ConnectionAddr,
     queue: RefCell<VecDeque<Job>>,
-    wake: Notify,
+    wake: Arc<Notify>,
     state: Cell<LaneState>,
     stopped: Cell<bool>,
     /// Publishes go here: replicas are waited for.
@@ -99,7 +104,7 @@ impl Lane {
         Rc::new(Self {
             addr,
             queue: RefCell::default(),
-            wake: Notify::new(),
+            wake: Arc::default(),
             state: Cell::new(LaneState::Starting),
             stopped: Cell::new(false),
             is_for_publishes,
@@ -145,11 +150,11 @@ impl Lane {
         let mut after = CONNECT_AFTER_MIN;
         while !self.stopped.get() {
             match self.connect(&core).await {
-                Ok(connection) => {
+                Ok((connection, closed)) => {
                     after = CONNECT_AFTER_MIN;
                     core.shared.connections.fetch_add(1, Relaxed);
                     self.set_state(LaneState::Up, &core);
-                    let why = self.serve(connection, &core).await;
+                    let why = self.serve(connection, &closed, &core).await;
                     core.shared.connections.fetch_sub(1, Relaxed);
                     if let Some(why) = why {
                         core.shared.reconnects.fetch_add(1, Relaxed);
@@ -187,19 +192,37 @@ impl Lane {
         core.flush();
     }
 
-    async fn connect(&self, core: &Core) -> redis::RedisResult<MultiplexedConnection> {
-        let mut connection = core.access.open(&self.addr, None).await?;
+    /// A connection with all scripts, and whether it has been closed, which wakes the lane.
+    async fn connect(
+        &self,
+        core: &Core,
+    ) -> redis::RedisResult<(MultiplexedConnection, Arc<AtomicBool>)> {
+        let closed = Arc::new(AtomicBool::new(false));
+        let (flag, wake) = (closed.clone(), self.wake.clone());
+        let push = move |info: PushInfo| {
+            if info.kind == PushKind::Disconnection {
+                flag.store(true, Relaxed);
+                wake.notify_one();
+            }
+            Ok::<(), ()>(())
+        };
+        let config = AsyncConnectionConfig::new().set_push_sender(push);
+        let mut connection = core.access.open_with(&self.addr, config).await?;
         load_scripts(&mut connection).await?;
-        Ok(connection)
+        Ok((connection, closed))
     }
 
     /// Sends what waits until the connection breaks or the lane is to end; says why.
     async fn serve(
         &self,
         mut connection: MultiplexedConnection,
+        closed: &AtomicBool,
         core: &Core,
     ) -> Option<redis::RedisError> {
         loop {
+            if closed.load(Relaxed) {
+                return Some(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into());
+            }
             let batch = self.take_batch(core);
             if self.stopped.get() && batch.is_empty() {
                 return None;
