@@ -5,9 +5,11 @@ import json
 import time
 import urllib.request
 
+import pymongo
 import pytest
 
 from harness.client import Client
+from harness.mongo import MongoServer
 from harness.rest import api, call
 from harness.server import SERVER_KEY
 from harness.tls import Authority
@@ -305,3 +307,71 @@ def test_channels_follow_their_slot_to_another_server(new_redis, new_nodes, open
     publish(20)
     assert [b.expect(action="message", timeout=15)["data"] for _ in sent] == sent
     b.nothing_waiting()
+
+
+# -- with a store that all nodes write --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(new_redis, new_nodes):
+    with MongoServer(is_durable=False) as mongo:
+        redis = new_redis()
+        yield redis, mongo, new_nodes(redis, 2, config=f'[store.mongo]\nurl = "{mongo.url}"\n')
+
+
+def test_an_ack_means_redis_and_the_shared_store(stored, open_client, channel):
+    redis, mongo, nodes = stored
+    a, b = open_client(nodes[0], key=SERVER_KEY), open_client(nodes[1])
+    b.subscribe(channel)
+    acks = publish_all(a, channel, range(30))
+    assert [ack["sequence"] for ack in acks] == list(range(1, 31))
+    assert [b.expect(action="message")["data"] for _ in range(30)] == list(range(30))
+    for node in nodes:
+        page = api(node, "GET", path_of(channel) + "?limit=100")
+        assert [m["data"] for m in page["messages"]] == list(range(29, -1, -1))
+    with redis.client() as admin:
+        owed = f"sw:{{dev:{channel}}}:w"
+        wait_until(lambda: admin.zcard(owed) == 0, what="nothing to be owed")
+    # The same id again is the same message.
+    assert a.publish(channel, 29, id=acks[-1]["id"])["sequence"] == 30
+    assert api(nodes[0], "DELETE", path_of(channel))["deleted"] == 30
+    assert api(nodes[1], "GET", path_of(channel))["messages"] == []
+
+
+def test_numbers_go_on_behind_those_of_the_store_when_redis_has_forgotten(stored, open_client, channel):
+    redis, _, nodes = stored
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    publish_all(a, channel, range(3))
+    [b.expect(action="message") for _ in range(3)]
+    with redis.client() as admin:
+        admin.flushall()
+    wait_until(lambda: can_publish(a, channel), timeout=10, what="publishing to go on")
+    page = api(nodes[1], "GET", path_of(channel))["messages"]
+    assert [m["sequence"] for m in page] == [4, 3, 2, 1]
+    assert b.expect(action="subscribed", channel=channel)["recovered"] is False
+    assert b.expect(action="message")["sequence"] == 4
+
+
+def can_publish(client, channel):
+    client.send_json({"action": "publish", "channel": channel, "data": "x", "id": "after"})
+    frame = client.expect(id="after")
+    return frame["action"] == "ack"
+
+
+def test_what_a_dead_node_has_not_stored_another_stores(stored, open_client, channel):
+    """As if the publishing node had died between Redis and the store: the message is in the stream alone."""
+    redis, mongo, nodes = stored
+    a = open_client(nodes[0])
+    publish_all(a, channel, range(3))
+    with pymongo.MongoClient(mongo.url) as client, redis.client() as admin:
+        messages = next(
+            collection for name in client.list_database_names() if name not in ("admin", "local", "config")
+            for collection in [client[name]["messages"]] if collection.count_documents({})
+        )
+        lost = messages.find_one(sort=[("_id", -1)])
+        assert messages.delete_one({"_id": lost["_id"]}).deleted_count == 1
+        admin.zadd(f"sw:{{dev:{channel}}}:w", {"1": 1, "2": 1, "3": 1})
+        wait_until(lambda: messages.count_documents({}) == 3, timeout=25, what="the message to be stored", interval=0.1)
+        wait_until(lambda: admin.zcard(f"sw:{{dev:{channel}}}:w") == 0, what="nothing to be owed", interval=0.05)
+    assert [m["data"] for m in api(nodes[1], "GET", path_of(channel))["messages"]] == [2, 1, 0]

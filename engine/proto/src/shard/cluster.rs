@@ -181,13 +181,13 @@ impl Shard {
                 Some(sequence) => self.store_waiting(waiting, sequence, place),
                 None => self.confirm_waiting(&waiting, &place, now),
             },
-            Err(BrokerError::Unplaced) => self.ask_place(waiting),
+            Err(BrokerError::Unplaced) => self.ask_place(waiting, now),
             Err(_) => self.refuse_waiting(&waiting, now),
         }
     }
 
     /// The broker does not know a channel, or has forgotten it: its numbers go on behind those of the store.
-    fn ask_place(&mut self, waiting: Waiting) {
+    fn ask_place(&mut self, waiting: Waiting, now: Now) {
         let item = waiting.publish.borrow();
         let channel = ChannelKey {
             app: item.app.clone(),
@@ -196,7 +196,7 @@ impl Shard {
         let question = Question::Load {
             messages_max: 0,
             bytes_max: 0,
-            ids_after_ms: u64::MAX,
+            ids_after_ms: now.unix_ms,
         };
         self.ask_store(channel, question, ReadFor::Place { waiting });
     }
