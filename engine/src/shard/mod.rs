@@ -20,6 +20,7 @@ mod requests;
 mod turn;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
@@ -84,7 +85,9 @@ pub struct ShardRuntime<C> {
     turn: RefCell<Option<Waker>>,
     turn_scheduled: Cell<bool>,
     /// Connections that wait until the mesh has room.
-    pub(crate) paused: RefCell<Vec<Waker>>,
+    pub(crate) paused: RefCell<VecDeque<Waker>>,
+    /// Connections whose app has had its part of the turn, in the order of their next one.
+    pub(crate) deferred: RefCell<VecDeque<Waker>>,
     /// A mesh inbox had more than one turn takes.
     inbox_behind: Cell<bool>,
     pub requests: Requests,
@@ -268,6 +271,7 @@ impl<C: Core> ShardRuntime<C> {
             turn: RefCell::default(),
             turn_scheduled: Cell::new(false),
             paused: RefCell::default(),
+            deferred: RefCell::default(),
             inbox_behind: Cell::new(false),
             requests: Requests::default(),
             occupancy: Cell::new(0),

@@ -478,11 +478,11 @@ impl Shard {
         }
     }
 
-    /// Whether the connection's app has had its part of this turn, and others may be waiting: it is read on in the next.
-    pub fn has_had_its_turn(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(conn)
-            .is_some_and(|c| self.meters.has_had_its_turn(c.session.grant.app_index))
+    /// Whether a connection may be read in this turn, which counts; false when its app has had its part and others may be
+    /// waiting: it is read on in the next.
+    pub fn may_read(&mut self, conn: ConnId) -> bool {
+        let app_index = self.conns.get(conn).map(|c| c.session.grant.app_index);
+        app_index.is_none_or(|index| self.meters.may_read(index))
     }
 
     /// The driver has ended a turn.
