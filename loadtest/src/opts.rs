@@ -300,6 +300,10 @@ pub struct TargetOpts {
     /// Whether published messages are to be stored (wSocket).
     #[arg(long, action = clap::ArgAction::Set, default_value_t = true)]
     pub persist: bool,
+    /// Publishers ask for no acks (wSocket), as servers without any have none: for a comparison of like with
+    /// like. In a closed loop there must be subscribers.
+    #[arg(long)]
+    pub no_acks: bool,
     /// Path that subscribers open (plain).
     #[arg(long, default_value = "/{channel}")]
     pub subscribe_path: String,
