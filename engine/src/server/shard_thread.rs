@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use futures_lite::future;
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
@@ -94,6 +95,9 @@ const KEEP_GRACE: Duration = Duration::from_millis(300);
 /// back.
 const REFUSALS_MAX: usize = NOFILE_RESERVE / 4;
 
+/// How often a shard that waits for the others looks for them.
+const MEETING_POLL: Duration = Duration::from_millis(5);
+
 /// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
 /// need does not.
 const HEAD_GRACE: Duration = Duration::from_millis(300);
@@ -129,7 +133,7 @@ pub(super) async fn run(plan: Plan) {
     core.import_members(&plan.members, now);
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
-        match mesh.join().await {
+        match future::or(mesh.join(), stay_awake()).await {
             Ok((senders, receivers)) => server.connect_mesh(senders, receivers),
             Err(error) => {
                 log::error!("shard {}: cannot join the mesh: {error}", plan.id.0);
@@ -223,6 +227,14 @@ async fn accept_admin(
 
 /// Between two looks at deadlines.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Never ends, and wakes the shard's thread while it waits for the others: on a busy machine the runtime loses about one in
+/// fifty of the wake-ups by which they find each other, and a thread that wakes for any reason sees what it has missed.
+async fn stay_awake<T>() -> T {
+    loop {
+        glommio::timer::sleep(MEETING_POLL).await;
+    }
+}
 
 async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
     loop {
