@@ -19,6 +19,7 @@ use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFE
 use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
+use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
 use self::cli::Flags;
@@ -46,6 +47,11 @@ const LEEWAY_S_MAX: u64 = 600;
 const TOKEN_AGE_S_MAX: u64 = 366 * 24 * 3600;
 /// Largest overlap of a resume, in ms: beyond it every resume would repeat more than is kept for it at least.
 const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
+
+/// Attempts at webhooks under way at once: each has a thread.
+const WEBHOOK_THREADS_MAX: u64 = 1024;
+/// Longest time that events are kept, in seconds: a year.
+const WEBHOOK_RETENTION_S_MAX: u64 = 366 * 24 * 3600;
 
 /// Every setting, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -85,6 +91,8 @@ pub struct Config {
     pub history: History,
     /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
     pub namespace: Vec<Namespace>,
+    /// Events for back ends.
+    pub webhooks: WebhooksConfig,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -294,6 +302,7 @@ impl Config {
             store: reader.take_section("store", StoreConfig::default()),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
+            webhooks: reader.take_section("webhooks", WebhooksConfig::default()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -368,6 +377,25 @@ impl Config {
                 self.history.recovery_overlap_ms,
                 0,
                 RECOVERY_OVERLAP_MS_MAX,
+            ),
+            ("webhooks.timeout_ms", self.webhooks.timeout_ms, 100, 60_000),
+            (
+                "webhooks.threads",
+                self.webhooks.threads as u64,
+                2,
+                WEBHOOK_THREADS_MAX,
+            ),
+            (
+                "webhooks.retention_s",
+                self.webhooks.retention_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
+            ),
+            (
+                "webhooks.dead_letters_s",
+                self.webhooks.dead_letters_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
             ),
             ("auth.leeway_s", self.auth.leeway_s, 0, LEEWAY_S_MAX),
             (
