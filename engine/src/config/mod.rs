@@ -50,6 +50,10 @@ const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
 
 /// Attempts at webhooks under way at once: each has a thread.
 const WEBHOOK_THREADS_MAX: u64 = 1024;
+/// Further attempts at a delivery.
+const WEBHOOK_RETRIES_MAX: usize = 20;
+/// Longest pause before one, in ms: a day.
+const WEBHOOK_PAUSE_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Longest time that events are kept, in seconds: a year.
 const WEBHOOK_RETENTION_S_MAX: u64 = 366 * 24 * 3600;
 
@@ -428,6 +432,17 @@ impl Config {
                 let place = reader.place(key);
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));
             }
+        }
+        let retries = &self.webhooks.retry_ms;
+        if retries.len() > WEBHOOK_RETRIES_MAX
+            || retries
+                .iter()
+                .any(|ms| !(1..=WEBHOOK_PAUSE_MS_MAX).contains(ms))
+        {
+            let place = reader.place("webhooks.retry_ms");
+            reader.problem(format!(
+                "{place}: at most {WEBHOOK_RETRIES_MAX} pauses, from 1 to {WEBHOOK_PAUSE_MS_MAX} ms each"
+            ));
         }
         let (allowed, cors) = (&self.websocket.allowed_origins, &self.http.cors_origins);
         let any = cors.iter().filter(|origin| *origin != "*");

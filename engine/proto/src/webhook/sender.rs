@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BATCH_BYTES_MAX, Batch, RETRY_AFTER_MS_MAX, RETRY_MS};
+use super::{BATCH_BYTES_MAX, Batch, RETRY_AFTER_MS_MAX};
 
 /// Events of one endpoint in memory.
 pub const HELD_EVENTS_MAX: usize = 2_000;
@@ -140,6 +140,8 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Sender {
     batch: Batch,
+    /// Pauses before each further attempt, ms.
+    retry_ms: Arc<[u64]>,
     lanes: Vec<Lane>,
     next: u64,
     /// What is not in memory begins with this number.
@@ -155,9 +157,10 @@ impl Sender {
     /// Goes on from where an endpoint was. Events from [`Sender::missing_from`] on are to be given again; those of kept
     /// deliveries are then in these.
     #[must_use]
-    pub fn new(cursor: &Cursor, batch: Batch, concurrency: usize) -> Self {
+    pub fn new(cursor: &Cursor, batch: Batch, concurrency: usize, retry_ms: Arc<[u64]>) -> Self {
         let mut sender = Self {
             batch,
+            retry_ms,
             lanes: Vec::new(),
             next: cursor.next.max(1),
             missing_from: None,
@@ -200,6 +203,13 @@ impl Sender {
             sender.missing_from = Some(through + 1);
         }
         sender
+    }
+
+    /// The same with other lanes; what is under way is sent again.
+    #[must_use]
+    pub fn relaned(&self, concurrency: usize) -> Self {
+        let retry_ms = self.retry_ms.clone();
+        Self::new(&self.cursor(), self.batch, concurrency, retry_ms)
     }
 
     /// The number for the next event, which is then taken.
@@ -403,7 +413,7 @@ impl Sender {
             }
             Outcome::Failed { retry_after_ms } => {
                 self.failures = self.failures.saturating_add(1);
-                let pause = RETRY_MS.get(delivery.kept.failed as usize).copied();
+                let pause = self.retry_ms.get(delivery.kept.failed as usize).copied();
                 delivery.kept.failed += 1;
                 let opened = self.failures.saturating_sub(FAILURES_TO_OPEN);
                 if self.failures >= FAILURES_TO_OPEN {

@@ -6,29 +6,25 @@
 //! Everything of a turn goes into one commit, and nothing leaves before it is made. While the outbox cannot be written the
 //! thread takes in only so much; the rest waits where it was raised.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::ops::Bound;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 use serde_json::Value;
 use shardwire_proto::error::ProtocolError;
-use shardwire_proto::webhook::event::encode_body;
-use shardwire_proto::webhook::sender::{Cursor, Outcome, Sender, Step};
-use shardwire_proto::webhook::standing::{Fact, Kept, Standing, Verdict};
+use shardwire_proto::webhook::sender::Sender;
+use shardwire_proto::webhook::standing::{Fact, Standing, Verdict};
 use shardwire_proto::webhook::subscribers::Subscribers;
-use shardwire_proto::webhook::{AppWanted, Endpoint, Kind, Note, Turn, Wanted};
+use shardwire_proto::webhook::{Kind, Note, Turn, Wanted};
 
 use super::catchup::{self, Seen};
-use super::deliver::{Entry, Place, Pool, Report};
+use super::deliver::{Pool, Report};
 use super::lines::Line;
-use super::outbox::{
-    self, CURSOR, Chunk, DEAD, Dead, ENDPOINT, INBOX, LOG, NODE, Node, Raisings, STANDING,
-};
+use super::outbox::{self, Chunk, Node, Raisings};
 use super::ownership::{LEASE_MS, LOOK_MS, Ownership, RENEW_MS};
-use super::{Job, LATENCY_BOUNDS_MS, Shared, Surroundings, WebhookStats, WebhooksConfig, lock};
-use crate::records::{Area, Change, Condition, RecordError, Records, Scan};
+use super::{Job, Shared, Surroundings, WebhookStats, WebhooksConfig, lock};
+use crate::records::{Area, Change, RecordError, Records};
 use crate::registry::{RegistryHandle, now_ms};
 use crate::shard::inbox::InboxSender;
 use crate::store::StoreHandle;
@@ -41,17 +37,11 @@ const NOTES_MAX: usize = 20_000;
 /// Pause after a failed write.
 const RETRY_MS: u64 = 200;
 /// How often it is looked what other processes have changed.
-const RELOAD_MS: u64 = 5_000;
+pub(super) const RELOAD_MS: u64 = 5_000;
 /// What has changed and hurries nobody is kept within this time.
 const LAZY_MS: u64 = 100;
-/// How often what is over is removed.
-const EXPIRE_MS: u64 = 30_000;
 /// Chunks read at once to fill an endpoint's memory.
 const REFILL_CHUNKS: usize = 20;
-/// Records of other processes taken over at once.
-const ADOPT_MAX: usize = 100;
-/// How long it is remembered which messages were caught up with, ms.
-const CAUGHT_MS: u64 = 120_000;
 /// What has ended that is told in one turn.
 const ENDED_PER_TURN: usize = 1_000;
 
@@ -61,52 +51,53 @@ pub(super) struct Keeper {
     pub(super) records: Box<dyn Records>,
     pub(super) config: WebhooksConfig,
     pub(super) registry: RegistryHandle,
-    store: StoreHandle,
-    shards: Vec<(InboxSender<Arc<Wanted>>, bool)>,
-    grace_ms: u64,
-    shared: Arc<Shared>,
-    node: Arc<str>,
-    wanted: Arc<Wanted>,
+    pub(super) store: StoreHandle,
+    pub(super) shards: Vec<(InboxSender<Arc<Wanted>>, bool)>,
+    pub(super) grace_ms: u64,
+    pub(super) retry_ms: Arc<[u64]>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) node: Arc<str>,
+    pub(super) wanted: Arc<Wanted>,
     pub(super) lines: BTreeMap<String, Line>,
-    by_app: HashMap<String, Vec<String>>,
+    pub(super) by_app: HashMap<String, Vec<String>>,
     pub(super) ownership: Ownership,
-    standing: Standing,
-    subscribers: Subscribers,
+    pub(super) standing: Standing,
+    pub(super) subscribers: Subscribers,
     /// Taken in, and in no commit yet.
-    notes: Vec<(Arc<str>, Note)>,
+    pub(super) notes: Vec<(Arc<str>, Note)>,
     /// By shard: up to when the events of its messages were taken in.
-    complete: Vec<u64>,
+    pub(super) complete: Vec<u64>,
     /// The commit that is to be made, and the notes in it.
-    unsaved: Vec<Change>,
-    saving: Vec<(Arc<str>, Note)>,
+    pub(super) unsaved: Vec<Change>,
+    pub(super) saving: Vec<(Arc<str>, Note)>,
     /// Changes for the next commit.
     pub(super) edits: Vec<Change>,
     /// App, channel and sequence of messages that were caught up with, and until when that matters.
-    caught: HashSet<(String, String, u64)>,
-    caught_until_ms: u64,
+    pub(super) caught: HashSet<(String, String, u64)>,
+    pub(super) caught_until_ms: u64,
     pub(super) pool: Pool,
-    reports: Receiver<Report>,
+    pub(super) reports: Receiver<Report>,
     /// Who waits for an operator's trial, by delivery id.
     pub(super) trials: HashMap<String, Reply>,
     pub(super) stats: WebhookStats,
-    is_failing: bool,
-    has_peers: bool,
-    stopping: Option<Instant>,
+    pub(super) is_failing: bool,
+    pub(super) has_peers: bool,
+    pub(super) stopping: Option<Instant>,
     /// The endpoint that had its turn last.
-    served: String,
-    inbox_number: u64,
-    saved_ms: u64,
-    due: Due,
+    pub(super) served: String,
+    pub(super) inbox_number: u64,
+    pub(super) saved_ms: u64,
+    pub(super) due: Due,
 }
 
 /// When something is due by the clock, ms since the Unix epoch.
 #[derive(Debug, Default)]
-struct Due {
-    retry: u64,
-    reload: u64,
-    look: u64,
-    peers: u64,
-    expire: u64,
+pub(super) struct Due {
+    pub(super) retry: u64,
+    pub(super) reload: u64,
+    pub(super) look: u64,
+    pub(super) peers: u64,
+    pub(super) expire: u64,
 }
 
 impl Keeper {
@@ -125,6 +116,7 @@ impl Keeper {
         let mut keeper = Self {
             records,
             pool: Pool::new(&config, reporting),
+            retry_ms: config.retry_ms.as_slice().into(),
             config,
             registry,
             store,
@@ -284,30 +276,6 @@ impl Keeper {
         Ok(())
     }
 
-    /// Goes on from what the last owner has left.
-    fn take_over(&mut self, now_ms: u64) -> Result<(), RecordError> {
-        let records = &mut *self.records;
-        for line in self.lines.values_mut() {
-            let cursor = records.get(CURSOR, &line.id, now_ms)?;
-            let cursor: Cursor = cursor.as_ref().and_then(outbox::parse).unwrap_or_default();
-            let log = records.get(LOG, &line.id, now_ms)?;
-            let log: Option<VecDeque<Entry>> = log.as_ref().and_then(outbox::parse);
-            line.log = log.unwrap_or_default();
-            let Endpoint {
-                batch, concurrency, ..
-            } = *line.endpoint;
-            line.sender = Some(Sender::new(&cursor, batch, concurrency));
-        }
-        self.standing = Standing::default();
-        for kept in outbox::read_all::<Kept>(records, STANDING, now_ms)? {
-            self.standing.restore(kept);
-        }
-        self.subscribers = Subscribers::default();
-        self.due.peers = 0;
-        log::info!(endpoints = self.lines.len(), standing = self.standing.len(); "webhooks: this process delivers");
-        Ok(())
-    }
-
     fn owner_turn(&mut self, now_ms: u64) -> Result<(), RecordError> {
         self.refill(now_ms)?;
         let mut changes = vec![self.ownership.renewal(now_ms)];
@@ -432,74 +400,6 @@ impl Keeper {
         }
     }
 
-    /// Looks for processes that are gone: what stood there ends, and their messages are caught up with.
-    fn bury(
-        &mut self,
-        now_ms: u64,
-        notes: &mut Vec<(Arc<str>, Note)>,
-        changes: &mut Vec<Change>,
-        seen: &mut Seen,
-    ) -> Result<(), RecordError> {
-        let nodes: Vec<Node> = outbox::read_all(&mut *self.records, NODE, now_ms)?;
-        let is_alive = |node: &Node| now_ms < node.alive_until_ms || *node.id == *self.node;
-        let (alive, dead): (Vec<Node>, Vec<Node>) = nodes.into_iter().partition(is_alive);
-        self.has_peers = alive.iter().any(|node| *node.id != *self.node);
-        let mut since_ms: Option<u64> = None;
-        for node in &dead {
-            changes.push(Change::delete(NODE, node.id.clone()));
-            let complete = node.complete_ms;
-            since_ms = since_ms.into_iter().chain(complete).min();
-        }
-        for node in self.standing.nodes() {
-            if *node != *self.node && !alive.iter().any(|known| *known.id == *node) {
-                self.standing.lose_node(&node, now_ms, self.grace_ms);
-            }
-        }
-        for node in &dead {
-            self.subscribers.lose_node(&node.id, now_ms);
-        }
-        let Some(since_ms) = since_ms.filter(|_| self.wanted.has(Kind::Published)) else {
-            return Ok(());
-        };
-        for line in self.lines.values() {
-            seen.read(&mut *self.records, &line.id, since_ms, now_ms)?;
-        }
-        let found = catchup::messages(&self.store, &self.wanted, since_ms);
-        let found = found.map_err(RecordError::Busy)?;
-        log::info!(messages = found.len(), since_ms; "webhooks: looked through the messages of a process that is gone");
-        for note in found {
-            if let (Some(channel), Some(sequence)) = (&note.channel, note.sequence) {
-                self.caught
-                    .insert((note.app.clone(), channel.clone(), sequence));
-            }
-            notes.push(("".into(), note));
-        }
-        self.caught_until_ms = now_ms + CAUGHT_MS;
-        Ok(())
-    }
-
-    /// Takes over what other processes have raised.
-    fn adopt(
-        &mut self,
-        now_ms: u64,
-        notes: &mut Vec<(Arc<str>, Note)>,
-        changes: &mut Vec<Change>,
-    ) -> Result<(), RecordError> {
-        let found = self.records.scan(&Scan::of(INBOX, ADOPT_MAX), now_ms)?;
-        if found.len() == ADOPT_MAX {
-            self.due.peers = 0;
-        }
-        for record in &found {
-            changes.push(Change::delete(INBOX, record.id.clone()));
-            let Some(raisings) = outbox::parse::<Raisings>(record) else {
-                continue;
-            };
-            let node: Arc<str> = raisings.node.as_str().into();
-            notes.extend(raisings.notes.into_iter().map(|note| (node.clone(), note)));
-        }
-        Ok(())
-    }
-
     /// What becomes of a note.
     fn consider(&mut self, node: &Arc<str>, note: &Note, seen: &Seen, now_ms: u64) {
         if let (Some(channel), Some(part)) = (&note.channel, note.part) {
@@ -573,265 +473,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn start_attempts(&mut self, now_ms: u64) {
-        let after = std::mem::take(&mut self.served);
-        let order: Vec<String> = {
-            let behind = (Bound::Excluded(&*after), Bound::Unbounded);
-            let before = (Bound::Unbounded, Bound::Included(&*after));
-            let behind = self.lines.range::<str, _>(behind);
-            let all = behind.chain(self.lines.range::<str, _>(before));
-            all.filter(|(_, line)| line.endpoint.enabled)
-                .map(|(id, _)| id.clone())
-                .collect()
-        };
-        self.served = after;
-        for id in order {
-            if !self.pool.has_room(false) {
-                return;
-            }
-            self.start_replay(&id, now_ms);
-            let Some(line) = self.lines.get_mut(&id) else {
-                continue;
-            };
-            while let Some(is_probe) = line.sender.as_ref().map(|sender| sender.failures() > 0)
-                && self.pool.has_room(is_probe)
-                && let Some(attempt) = line.sender.as_mut().and_then(|sender| sender.start(now_ms))
-            {
-                let shipment = line.shipment(attempt, is_probe, now_ms);
-                self.pool.ship(shipment);
-                self.served.clone_from(&id);
-            }
-        }
-    }
-
-    fn start_replay(&mut self, id: &str, now_ms: u64) {
-        let Some(line) = self.lines.get_mut(id) else {
-            return;
-        };
-        if line.replaying || !self.pool.has_room(true) {
-            return;
-        }
-        while let Some(dead_id) = line.replays.pop_front() {
-            let found = self.records.get(DEAD, &dead_id, now_ms);
-            let Some(dead) = found
-                .ok()
-                .flatten()
-                .as_ref()
-                .and_then(outbox::parse::<Dead>)
-            else {
-                continue;
-            };
-            let events = dead.events.iter().map(|event| event.get());
-            let body = encode_body(&dead.id, &line.app, dead.time_ms, events);
-            let attempt = (dead.id, dead.attempts + 1);
-            let place = Place::Replay(dead_id);
-            let shipment = line.ship(place, attempt, body, dead.times, true, now_ms);
-            line.replaying = true;
-            self.pool.ship(shipment);
-            return;
-        }
-    }
-
-    fn hear(&mut self, report: Report, now_ms: u64) {
-        self.pool.note(&report);
-        let Report {
-            shipment,
-            entry,
-            retry_after_ms,
-        } = report;
-        if let Some(reply) = self.trials.remove(&shipment.id) {
-            // Whoever asked may have given up.
-            _ = reply.try_send(Ok(serde_json::to_value(&entry).unwrap_or_default()));
-        }
-        let Some(line) = self.lines.get_mut(&*shipment.endpoint) else {
-            return;
-        };
-        let (is_delivered, status) = (entry.is_delivered(), entry.status);
-        let error = entry
-            .error
-            .clone()
-            .or(status.map(|s| format!("status {s}")));
-        line.note_attempt(entry);
-        match shipment.place {
-            Place::Test => return,
-            Place::Replay(id) => {
-                line.replaying = false;
-                self.hear_replay(&id, is_delivered, error, now_ms);
-                return;
-            }
-            Place::Lane(lane) => {
-                let outcome = match (is_delivered, status) {
-                    (true, _) => Outcome::Delivered,
-                    // It waits until somebody enables the endpoint again.
-                    (_, Some(410)) => Outcome::Abandoned,
-                    _ => Outcome::Failed { retry_after_ms },
-                };
-                let Some(sender) = &mut line.sender else {
-                    return;
-                };
-                let [random, ..] = sys::random();
-                let step = sender.finish(lane, outcome, f64::from(random) / 255.0, now_ms);
-                line.dirty = true;
-                match step {
-                    Some(Step::Delivered) => {
-                        for at_ms in &shipment.times {
-                            let ms = now_ms.saturating_sub(*at_ms);
-                            let bound = LATENCY_BOUNDS_MS.iter().position(|bound| ms <= *bound);
-                            self.stats.latency[bound.unwrap_or(LATENCY_BOUNDS_MS.len())] += 1;
-                            self.stats.latency_sum_ms += ms;
-                        }
-                        self.stats.delivered += shipment.times.len() as u64;
-                    }
-                    Some(Step::Again { .. }) => self.stats.failures += 1,
-                    Some(Step::Dead { id, events }) => {
-                        self.stats.failures += 1;
-                        self.stats.dead += 1;
-                        let text = |text: &Arc<str>| serde_json::from_str(text).ok();
-                        let dead = Dead {
-                            endpoint: line.id.to_string(),
-                            app: line.app.to_string(),
-                            id,
-                            time_ms: events.first().map_or(now_ms, |event| event.at_ms),
-                            at: now_ms,
-                            attempts: shipment.attempt,
-                            error: error.unwrap_or_default(),
-                            times: events.iter().map(|event| event.at_ms).collect(),
-                            events: events
-                                .iter()
-                                .filter_map(|event| text(&event.text))
-                                .collect(),
-                        };
-                        log::warn!(endpoint = dead.endpoint.as_str(), id = dead.id.as_str(), error = dead.error.as_str(); "webhooks: a delivery is given up");
-                        let until_ms = now_ms + self.config.dead_letters_s * 1000;
-                        let put = outbox::put_dead(&dead, until_ms, Condition::Always);
-                        self.edits.push(put);
-                    }
-                    None => {}
-                }
-            }
-        }
-        if status == Some(410) {
-            self.disable(&shipment.endpoint, "the endpoint answered 410 Gone", now_ms);
-        }
-    }
-
-    fn hear_replay(&mut self, id: &str, is_delivered: bool, error: Option<String>, now_ms: u64) {
-        if is_delivered {
-            self.edits.push(Change::delete(DEAD, id));
-            return;
-        }
-        let found = self.records.get(DEAD, id, now_ms);
-        if let Some(mut dead) = found
-            .ok()
-            .flatten()
-            .as_ref()
-            .and_then(outbox::parse::<Dead>)
-        {
-            dead.attempts += 1;
-            dead.error = error.unwrap_or_default();
-            let until_ms = now_ms + self.config.dead_letters_s * 1000;
-            let put = outbox::put_dead(&dead, until_ms, Condition::Always);
-            self.edits.push(put);
-        }
-    }
-
-    fn disable(&mut self, id: &str, reason: &str, now_ms: u64) {
-        let Some(line) = self.lines.get_mut(id) else {
-            return;
-        };
-        log::warn!(endpoint = id, url = line.endpoint.url.as_str(); "webhooks: disabled: {reason}");
-        let mut endpoint = (*line.endpoint).clone();
-        endpoint.enabled = false;
-        endpoint.disabled_reason = Some(reason.to_owned());
-        self.edits
-            .push(outbox::put_endpoint(&endpoint, Condition::Always));
-        line.change(endpoint);
-        self.due.reload = now_ms + RELOAD_MS;
-        self.settle_wanted();
-    }
-
-    /// Takes over the endpoints as they are kept.
-    pub(super) fn reload(&mut self, now_ms: u64) -> Result<(), RecordError> {
-        self.due.reload = now_ms + RELOAD_MS;
-        if !self.edits.is_empty() {
-            // What is kept is not what holds.
-            return Ok(());
-        }
-        let endpoints: Vec<Endpoint> = outbox::read_all(&mut *self.records, ENDPOINT, now_ms)?;
-        let registry = self.registry.snapshot();
-        let mut gone: Vec<String> = self.lines.keys().cloned().collect();
-        let mut has_changed = false;
-        for endpoint in endpoints {
-            if registry.app(&endpoint.app).is_none() {
-                self.remove_endpoint(&endpoint.id, now_ms)?;
-                continue;
-            }
-            gone.retain(|id| *id != endpoint.id);
-            match self.lines.get_mut(&endpoint.id) {
-                Some(line) if *line.endpoint == endpoint => {}
-                Some(line) => {
-                    line.change(endpoint);
-                    has_changed = true;
-                }
-                None => {
-                    if let Some(mut line) = Line::new(endpoint) {
-                        if self.ownership.is_owner() {
-                            let Endpoint {
-                                batch, concurrency, ..
-                            } = *line.endpoint;
-                            line.sender = Some(Sender::new(&Cursor::default(), batch, concurrency));
-                        }
-                        self.lines.insert(line.id.to_string(), line);
-                        has_changed = true;
-                    }
-                }
-            }
-        }
-        for id in gone {
-            self.lines.remove(&id);
-            has_changed = true;
-        }
-        if has_changed {
-            self.settle_wanted();
-        }
-        if now_ms >= self.due.expire {
-            self.due.expire = now_ms + EXPIRE_MS;
-            self.records.expire(now_ms, 10_000)?;
-            self.caught.retain(|_| now_ms < self.caught_until_ms);
-        }
-        Ok(())
-    }
-
-    /// Works out what is wanted, for the shards and for this thread.
-    fn settle_wanted(&mut self) {
-        let mut wanted = Wanted::default();
-        let mut filters: HashMap<&str, Vec<_>> = HashMap::new();
-        self.by_app.clear();
-        for (id, line) in &self.lines {
-            let of_app = self.by_app.entry(line.app.to_string()).or_default();
-            of_app.push(id.clone());
-            if line.endpoint.enabled {
-                let of_app = filters.entry(&line.app).or_default();
-                of_app.push(line.filter().clone());
-            }
-        }
-        for (app, filters) in filters {
-            wanted.set(app, AppWanted::new(filters));
-        }
-        self.wanted = Arc::new(wanted);
-        self.shards
-            .iter_mut()
-            .for_each(|(_, behind)| *behind = true);
-        self.tell_shards();
-    }
-
-    fn tell_shards(&mut self) {
-        for (inbox, behind) in self.shards.iter_mut().filter(|(_, behind)| *behind) {
-            *behind = inbox.try_send(self.wanted.clone()).is_err();
-        }
-    }
-
-    fn note_failure(&mut self, error: &RecordError) {
+    pub(super) fn note_failure(&mut self, error: &RecordError) {
         self.stats.write_failures += 1;
         if !self.is_failing {
             self.is_failing = true;

@@ -66,7 +66,7 @@ impl Line {
             }
             // Other lanes are begun when nothing is under way; what was under way is sent again.
             if lanes_change && sender.in_flight() == 0 {
-                *sender = Sender::new(&sender.cursor(), endpoint.batch, endpoint.concurrency);
+                *sender = sender.relaned(endpoint.concurrency);
                 self.dirty = true;
             }
         }

@@ -14,14 +14,17 @@
 //! its raiser still has it; for a message that was acknowledged as stored there is an event whatever process dies when
 //! ([`catchup`]); secrets leave this module in the answer that makes them only.
 
+mod attempts;
 mod calls;
 mod catchup;
 mod deliver;
+mod endpoints;
 mod guard;
 mod keeper;
 mod lines;
 mod outbox;
 mod ownership;
+mod peers;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -34,7 +37,7 @@ use serde_json::Value;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::shard::HookEvents;
-use shardwire_proto::webhook::{Raised, Wanted};
+use shardwire_proto::webhook::{RETRY_MS, Raised, Wanted};
 
 pub use self::calls::{Call, Order};
 use self::keeper::Keeper;
@@ -62,6 +65,8 @@ pub struct WebhooksConfig {
     pub timeout_ms: u64,
     /// Attempts under way at once; a failing endpoint has one of them, and all failing ones half.
     pub threads: usize,
+    /// Pauses before each further attempt at a delivery, ms; after the last it is a dead letter.
+    pub retry_ms: Vec<u64>,
     /// How long events can be had again, seconds. What is not delivered by then is not delivered.
     pub retention_s: u64,
     /// How long dead letters are kept, seconds.
@@ -75,6 +80,7 @@ impl Default for WebhooksConfig {
             require_https: false,
             timeout_ms: 5_000,
             threads: 16,
+            retry_ms: RETRY_MS.to_vec(),
             retention_s: 3 * 24 * 3600,
             dead_letters_s: 30 * 24 * 3600,
         }
