@@ -132,6 +132,8 @@ pub enum Step {
     /// Given up: these events are for the dead letters.
     Dead {
         id: String,
+        /// When it was put together, ms since the Unix epoch.
+        formed_ms: u64,
         events: Vec<Queued>,
     },
 }
@@ -427,6 +429,7 @@ impl Sender {
                     let dead = lane.delivery.take()?;
                     return Some(Step::Dead {
                         id: dead.kept.id,
+                        formed_ms: dead.kept.formed_ms,
                         events: dead.events,
                     });
                 };

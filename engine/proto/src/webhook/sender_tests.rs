@@ -98,7 +98,7 @@ fn after_the_last_retry_it_is_dead_and_the_next_has_its_turn() {
         assert_eq!(start(&mut sender, now_ms), Some(vec![1, 2, 3]));
         attempts += 1;
         match sender.finish(0, FAILED, 0.0, now_ms).unwrap() {
-            Step::Dead { id, events } => break (id, events.len()),
+            Step::Dead { id, events, .. } => break (id, events.len()),
             step => assert!(matches!(step, Step::Again { .. })),
         }
     };

@@ -76,7 +76,10 @@ impl Fact {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     pub fact: Fact,
+    /// None: it is ending.
     pub nodes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_ms: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -106,11 +109,15 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Takes up what was kept.
-    pub fn restore(&mut self, kept: Kept) {
+    /// Takes up what was kept. What was ending does not end before `grace_ms`: it may come back to this process.
+    pub fn restore(&mut self, kept: Kept, now_ms: u64, grace_ms: u64) {
+        let ends_ms = kept.ends_ms.map(|ends| ends.max(now_ms + grace_ms));
+        if let Some(ends_ms) = ends_ms {
+            self.ending.insert((ends_ms, kept.fact.clone()));
+        }
         let state = State {
             nodes: kept.nodes.iter().map(|node| node.as_str().into()).collect(),
-            ends_ms: None,
+            ends_ms,
         };
         self.facts.insert(kept.fact, state);
     }
@@ -130,7 +137,11 @@ impl Standing {
         match turn {
             Turn::Moment => Verdict::Tell,
             Turn::Changes if self.facts.contains_key(&fact) => Verdict::Tell,
-            Turn::Changes => Verdict::Drop,
+            // It has begun before anybody wanted to know.
+            Turn::Changes => {
+                self.begin(fact, Turn::Stands, node);
+                Verdict::Tell
+            }
             Turn::Begins | Turn::Stands => self.begin(fact, turn, node),
             Turn::Ends => self.end(fact, node, now_ms),
         }
@@ -153,6 +164,7 @@ impl Standing {
             Entry::Occupied(mut entry) => {
                 let ends_ms = entry.get_mut().ends_ms.take();
                 if let Some(ends_ms) = ends_ms {
+                    self.changed.insert(entry.key().clone());
                     self.ending.remove(&(ends_ms, entry.key().clone()));
                 }
                 if !entry.get().nodes.contains(node) {
@@ -181,7 +193,7 @@ impl Standing {
             return Verdict::Drop;
         }
         if state.ends_ms.is_none() && delay_ms > 0 {
-            // What is kept stays: whoever goes on from it finds a node that is gone.
+            self.changed.insert(fact.clone());
             state.ends_ms = Some(now_ms + delay_ms);
             self.ending.insert((now_ms + delay_ms, fact));
             return Verdict::Drop;
@@ -250,6 +262,7 @@ impl Standing {
             let kept = self.facts.get(&fact).map(|state| Kept {
                 fact: fact.clone(),
                 nodes: state.nodes.iter().map(ToString::to_string).collect(),
+                ends_ms: state.ends_ms,
             });
             (fact, kept)
         });
@@ -339,10 +352,12 @@ mod tests {
     #[test]
     fn a_member_that_comes_back_after_a_crash_has_not_left() {
         let (mut all, m) = (Standing::default(), fact(Kind::Enter));
-        all.restore(Kept {
+        let kept = Kept {
             fact: m.clone(),
             nodes: vec!["before".into()],
-        });
+            ends_ms: None,
+        };
+        all.restore(kept, 0, 15_000);
         all.lose_node("before", 0, 15_000);
         let n = node("n");
         assert_eq!(
@@ -352,6 +367,26 @@ mod tests {
         assert!(all.take_ended(u64::MAX, 10).is_empty());
         assert_eq!(all.note(m.clone(), Turn::Ends, &n, 9), Verdict::Tell);
         assert_eq!(all.note(m, Turn::Ends, &n, 9), Verdict::Drop);
+    }
+
+    #[test]
+    fn what_was_ending_ends_in_the_next_process_unless_it_comes_back() {
+        let (mut all, n, c) = (Standing::default(), node("n"), fact(Kind::Occupied));
+        all.note(c.clone(), Turn::Begins, &n, 0);
+        all.note(c.clone(), Turn::Ends, &n, 10);
+        let kept = all.take_changes().pop().and_then(|(_, kept)| kept).unwrap();
+        let mut next = Standing::default();
+        next.restore(kept.clone(), 100, 15_000);
+        assert_eq!(next.take_ended(15_100, 10), std::slice::from_ref(&c));
+        let mut next = Standing::default();
+        next.restore(kept, 100, 15_000);
+        let verdict = next.note(c.clone(), Turn::Begins, &node("m"), 200);
+        assert_eq!(verdict, Verdict::Drop);
+        assert!(next.take_ended(u64::MAX, 10).is_empty());
+        let [(_, Some(kept))] = &next.take_changes()[..] else {
+            panic!("it is kept that it stands again");
+        };
+        assert_eq!((&*kept.nodes, kept.ends_ms), (&["m".to_owned()][..], None));
     }
 
     #[test]

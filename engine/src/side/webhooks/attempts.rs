@@ -124,7 +124,11 @@ impl Keeper {
                         self.stats.delivered += shipment.times.len() as u64;
                     }
                     Some(Step::Again { .. }) => self.stats.failures += 1,
-                    Some(Step::Dead { id, events }) => {
+                    Some(Step::Dead {
+                        id,
+                        formed_ms,
+                        events,
+                    }) => {
                         self.stats.failures += 1;
                         self.stats.dead += 1;
                         let text = |text: &Arc<str>| serde_json::from_str(text).ok();
@@ -132,7 +136,7 @@ impl Keeper {
                             endpoint: line.id.to_string(),
                             app: line.app.to_string(),
                             id,
-                            time_ms: events.first().map_or(now_ms, |event| event.at_ms),
+                            time_ms: formed_ms,
                             at: now_ms,
                             attempts: shipment.attempt,
                             error: error.unwrap_or_default(),

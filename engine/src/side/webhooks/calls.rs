@@ -186,8 +186,10 @@ impl Keeper {
         when: Condition,
         now_ms: u64,
     ) -> Result<(), ProtocolError> {
+        // With the node: of messages from here on it is known how far their events are kept.
+        let node = outbox::put_node(&self.as_node(now_ms));
         let put = outbox::put_endpoint(endpoint, when);
-        self.records.apply(&[put], now_ms).map_err(away)?;
+        self.records.apply(&[node, put], now_ms).map_err(away)?;
         self.reload(now_ms).map_err(away)
     }
 

@@ -204,7 +204,7 @@ fn attempt(agent: &ureq::Agent, shipment: Shipment) -> Report {
         .post(&shipment.url)
         .header("Content-Type", "application/json")
         .header("X-WSocket-Delivery", &shipment.id)
-        .header("X-WSocket-App", &*shipment.app)
+        .header("X-WSocket-App", header_text(&shipment.app))
         .header(
             "X-WSocket-Signature",
             signature::header(secrets, at / 1000, body),
@@ -227,6 +227,19 @@ fn attempt(agent: &ureq::Agent, shipment: Shipment) -> Report {
         entry,
         retry_after_ms,
     }
+}
+
+/// A text as a header may hold it: what is not plain ASCII percent-encoded.
+fn header_text(text: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b'%';
+    if text.bytes().all(|byte| plain(&byte)) {
+        return text.to_owned();
+    }
+    let encode = |byte: u8| match plain(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(encode).collect()
 }
 
 /// The beginning of an answer's body, as text. What cannot be read is left out: the status has decided.

@@ -16,7 +16,7 @@ use shardwire_proto::error::ProtocolError;
 use shardwire_proto::webhook::sender::Sender;
 use shardwire_proto::webhook::standing::{Fact, Standing, Verdict};
 use shardwire_proto::webhook::subscribers::Subscribers;
-use shardwire_proto::webhook::{Kind, Note, Turn, Wanted};
+use shardwire_proto::webhook::{Kind, Note, Wanted};
 
 use super::catchup::{self, Seen};
 use super::deliver::{Pool, Report};
@@ -149,6 +149,12 @@ impl Keeper {
             due: Due::default(),
         };
         keeper.reload(now_ms()).map_err(|error| error.to_string())?;
+        if !keeper.lines.is_empty() {
+            // Before the first message: whoever looks for what was lost begins here.
+            let node = outbox::put_node(&keeper.as_node(now_ms()));
+            let kept = keeper.records.apply(&[node], now_ms());
+            kept.map_err(|error| error.to_string())?;
+        }
         // The shards start with it.
         keeper
             .shards
@@ -304,10 +310,11 @@ impl Keeper {
         }
         self.saving = notes;
         for fact in self.standing.take_ended(now_ms, ENDED_PER_TURN) {
-            self.tell(&Note::end_of(&fact, now_ms), &seen);
+            self.tell(&Note::end_of(&fact, now_ms), &seen, false);
         }
         for (app, channel, count) in self.subscribers.take_due(now_ms) {
-            self.tell(&Note::count_of(&app, &channel, count, now_ms), &seen);
+            let count = Note::count_of(&app, &channel, count, now_ms);
+            self.tell(&count, &seen, false);
         }
         self.collect(changes, now_ms);
         Ok(())
@@ -391,12 +398,11 @@ impl Keeper {
         self.standing = Standing::default();
     }
 
-    fn as_node(&self, now_ms: u64) -> Node {
-        let complete_ms = self.complete.iter().min().copied();
+    pub(super) fn as_node(&self, now_ms: u64) -> Node {
         Node {
             id: self.node.to_string(),
             alive_until_ms: now_ms + LEASE_MS,
-            complete_ms: complete_ms.filter(|_| self.wanted.has(Kind::Published)),
+            complete_ms: self.complete.iter().min().copied(),
         }
     }
 
@@ -421,19 +427,18 @@ impl Keeper {
             None => Verdict::Tell,
         };
         match verdict {
-            Verdict::Tell if note.turn == Turn::Stands => {}
-            Verdict::Tell => self.tell(note, seen),
+            Verdict::Tell => self.tell(note, seen, node.is_empty()),
             Verdict::TellChange => {
                 let mut note = note.clone();
                 note.kind = Kind::Update;
-                self.tell(&note, seen);
+                self.tell(&note, seen, false);
             }
             Verdict::Drop => {}
         }
     }
 
     /// Numbers an event for every endpoint that wants it.
-    fn tell(&mut self, note: &Note, seen: &Seen) {
+    fn tell(&mut self, note: &Note, seen: &Seen, is_caught: bool) {
         let Some(ids) = self.by_app.get(&note.app) else {
             return;
         };
@@ -442,7 +447,7 @@ impl Keeper {
                 continue;
             };
             // A message from before it was there, found by catching up, is none of its.
-            let is_older = note.sequence.is_some() && note.at_ms < line.endpoint.created_ms;
+            let is_older = is_caught && note.at_ms < line.endpoint.created_ms;
             if line.wants(note.kind, note.channel.as_deref()) && !is_older && !seen.has(id, note) {
                 line.append(note);
             }
@@ -493,9 +498,7 @@ impl Keeper {
         if !self.unsaved.is_empty() {
             consider(Some(self.due.retry));
         } else if self.ownership.is_owner() {
-            consider(Some(
-                self.due.peers.max(now_ms.min(self.saved_ms + LOOK_MS)),
-            ));
+            consider(Some(self.due.peers.min(self.saved_ms + RENEW_MS)));
             consider(self.standing.next_due_ms());
             consider(self.subscribers.next_due_ms());
             let mut is_dirty = !self.edits.is_empty();

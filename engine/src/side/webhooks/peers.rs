@@ -42,7 +42,7 @@ impl Keeper {
         }
         self.standing = Standing::default();
         for kept in outbox::read_all::<Kept>(records, STANDING, now_ms)? {
-            self.standing.restore(kept);
+            self.standing.restore(kept, now_ms, self.grace_ms);
         }
         self.subscribers = Subscribers::default();
         self.due.peers = 0;
