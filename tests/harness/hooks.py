@@ -130,8 +130,8 @@ class Receiver:
         wanted = [e for e in found if not kinds or e["event"] in kinds]
         return [e for e in wanted if all(e.get(k) == v for k, v in fields.items())]
 
-    def wait_for(self, count, *kinds, timeout=15, **fields):
-        wait_until(lambda: len(self.events(*kinds, **fields)) >= count, timeout, f"{count} events {kinds} {fields}")
+    def wait_for(self, least, *kinds, timeout=15, **fields):
+        wait_until(lambda: len(self.events(*kinds, **fields)) >= least, timeout, f"{least} events {kinds} {fields}")
         return self.events(*kinds, **fields)
 
 

@@ -151,6 +151,8 @@ pub struct Sender {
     held: usize,
     held_bytes: usize,
     failures: u32,
+    /// A delivery has succeeded since this was made.
+    proven: bool,
     open_until_ms: u64,
     in_flight: usize,
 }
@@ -169,6 +171,7 @@ impl Sender {
             held: 0,
             held_bytes: 0,
             failures: 0,
+            proven: false,
             open_until_ms: 0,
             in_flight: 0,
         };
@@ -408,6 +411,7 @@ impl Sender {
             Outcome::Abandoned => None,
             Outcome::Delivered => {
                 self.failures = 0;
+                self.proven = true;
                 self.open_until_ms = 0;
                 lane.through = delivery.kept.last;
                 lane.delivery = None;
@@ -474,6 +478,12 @@ impl Sender {
     #[must_use]
     pub fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// Whether the last attempt has failed, or none has succeeded yet: those of the others come first.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.failures > 0 || !self.proven
     }
 
     /// Whether nothing is tried for now.

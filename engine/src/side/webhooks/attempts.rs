@@ -34,7 +34,7 @@ impl Keeper {
             let Some(line) = self.lines.get_mut(&id) else {
                 continue;
             };
-            while let Some(is_probe) = line.sender.as_ref().map(|sender| sender.failures() > 0)
+            while let Some(is_probe) = line.sender.as_ref().map(|sender| sender.is_doubtful())
                 && self.pool.has_room(is_probe)
                 && let Some(attempt) = line.sender.as_mut().and_then(|sender| sender.start(now_ms))
             {

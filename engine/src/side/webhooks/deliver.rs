@@ -44,7 +44,7 @@ pub(super) struct Shipment {
     pub(super) attempt: u32,
     pub(super) secrets: Vec<String>,
     pub(super) body: Arc<str>,
-    /// Its endpoint has failed before.
+    /// Its endpoint has failed the last time, or has nothing received yet.
     pub(super) is_probe: bool,
     /// When each event happened, ms since the Unix epoch.
     pub(super) times: Vec<u64>,
@@ -96,7 +96,7 @@ pub(super) struct Pool {
     threads: usize,
     threads_max: usize,
     busy: usize,
-    /// Attempts at endpoints that fail.
+    /// Attempts at endpoints in doubt.
     probes: usize,
 }
 
@@ -116,7 +116,8 @@ impl Pool {
         }
     }
 
-    /// Whether an attempt can begin; `is_probe`: at an endpoint that fails. Half of the threads are for those that do not.
+    /// Whether an attempt can begin; `is_probe`: at an endpoint in doubt. Half of the threads are for
+    /// those that are not.
     pub(super) fn has_room(&self, is_probe: bool) -> bool {
         self.busy < self.threads_max && (!is_probe || self.probes < self.threads_max / 2)
     }

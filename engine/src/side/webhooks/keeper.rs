@@ -505,7 +505,7 @@ impl Keeper {
             for line in self.lines.values().filter(|line| line.endpoint.enabled) {
                 let Some(sender) = &line.sender else { continue };
                 is_dirty |= line.dirty;
-                let is_probe = sender.failures() > 0;
+                let is_probe = sender.is_doubtful();
                 if self.pool.has_room(is_probe) {
                     consider(sender.next_due_ms());
                     consider(sender.missing_from().map(|_| 0));
