@@ -295,6 +295,9 @@ pub(crate) enum Keys {
         /// Seconds until it ends [default: never]
         #[arg(long, value_name = "SECONDS")]
         expires_in: Option<u64>,
+        /// Publishes of each connection: {"per_window": 50} [default: as the app has it, for back ends none]
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
     },
     /// Change a key
     Update {
@@ -308,6 +311,9 @@ pub(crate) enum Keys {
         /// What it grants, by channel pattern
         #[arg(long, value_name = "JSON")]
         capabilities: Option<String>,
+        /// Publishes of each connection: {"per_window": 50}, or false
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
         #[command(flatten)]
         state: State,
     },

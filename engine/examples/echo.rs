@@ -103,6 +103,7 @@ async fn serve(listener: Socket) {
         },
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
+        refusals_max: 1,
         store: None,
         tls: None,
         registry: None,

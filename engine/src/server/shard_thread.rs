@@ -14,7 +14,7 @@ use shardwire_proto::webhook::Wanted;
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
-use crate::config::Config;
+use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::registry::RegistryHandle;
@@ -105,6 +105,10 @@ const KEEP_GRACE: Duration = Duration::from_millis(300);
 /// How long the end of a shard waits for its last events to be taken.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
 
+/// TLS handshakes of the process, beyond its connections, that end in a refusal: a quarter of the descriptors that are kept
+/// back.
+const REFUSALS_MAX: usize = NOFILE_RESERVE / 4;
+
 /// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
 /// need does not.
 const HEAD_GRACE: Duration = Duration::from_millis(300);
@@ -118,6 +122,7 @@ pub(super) async fn run(plan: Plan) {
         },
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
+        refusals_max: (REFUSALS_MAX / usize::from(plan.placement.shards())).max(1),
         store: Some(plan.store),
         tls: plan.tls.public,
         registry: Some(plan.registry.clone()),

@@ -56,9 +56,9 @@ pub trait Core: Sized + 'static {
     fn flush(&mut self, slot: u32) -> Option<Flush<'_>>;
     /// A connection that is catching up has been flushed whole.
     fn pump(&mut self, _conn: ConnId, _now: Now) {}
-    /// Whether the connection is read on in the next turn only, so that others get theirs.
-    fn has_had_its_turn(&self, _conn: ConnId) -> bool {
-        false
+    /// Whether the connection may be read in this turn; if not, in the next, so that others get theirs.
+    fn may_read(&mut self, _conn: ConnId) -> bool {
+        true
     }
     /// The turn is over.
     fn end_turn(&mut self) {}
@@ -191,8 +191,8 @@ impl Core for Shard {
         Shard::flush(self, slot)
     }
 
-    fn has_had_its_turn(&self, conn: ConnId) -> bool {
-        Shard::has_had_its_turn(self, conn)
+    fn may_read(&mut self, conn: ConnId) -> bool {
+        Shard::may_read(self, conn)
     }
 
     fn end_turn(&mut self) {

@@ -60,7 +60,7 @@ impl Shard {
             return;
         };
         let grant = &c.session.grant;
-        let (app, echo) = (grant.app.clone(), grant.echo);
+        let (app, echo, ack) = (grant.app.clone(), grant.echo, grant.ack);
         let app_index = grant.app_index;
         let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
@@ -75,9 +75,12 @@ impl Shard {
             shard: self.id,
             conn,
             echo,
+            ack,
         };
-        // Before it is routed: its home may be here, and answer at once.
-        self.expect_answer(conn);
+        // Before it is routed: its home may be here, and answer at once. Who wants no acks is not waited for.
+        if ack {
+            self.expect_answer(conn);
+        }
         let routed = checked
             .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| self.route(&app, item, &publisher, origin, now));
@@ -358,6 +361,7 @@ impl Shard {
         now: Now,
     ) {
         match origin {
+            Origin::Conn { ack: false, .. } if result.is_ok() => {}
             Origin::Conn { shard, conn, .. } => {
                 let frame = self.encoder.text(|out| match &result {
                     Ok(published) => write_ack(out, id, channel, published.position),

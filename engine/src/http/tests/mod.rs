@@ -89,6 +89,7 @@ impl Node {
                 decoder,
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
+                refusals_max: 1,
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
