@@ -21,6 +21,8 @@ const MESSAGES_PAGE: usize = 1_000;
 /// Bytes of them.
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
+/// App and name.
+type Channel = (Arc<str>, Arc<str>);
 /// Place of a stored message: app, channel, sequence.
 type Message = (String, String, u64);
 
@@ -89,7 +91,7 @@ pub(super) fn messages(
 ) -> Result<Vec<Note>, String> {
     let since_ms = since_ms.saturating_sub(SLACK_MS);
     let mut notes = Vec::new();
-    let mut after: Option<(Arc<str>, Arc<str>)> = None;
+    let mut after: Option<Channel> = None;
     loop {
         let page = changed_channels(store, since_ms, after.clone())?;
         let is_last = page.len() < CHANNELS_PAGE;
@@ -111,8 +113,8 @@ pub(super) fn messages(
 fn changed_channels(
     store: &StoreHandle,
     timestamp: u64,
-    after: Option<(Arc<str>, Arc<str>)>,
-) -> Result<Vec<(Arc<str>, Arc<str>)>, String> {
+    after: Option<Channel>,
+) -> Result<Vec<Channel>, String> {
     let (app, channel) = after.unwrap_or_else(|| ("".into(), "".into()));
     let limit = CHANNELS_PAGE;
     match ask(
