@@ -15,6 +15,7 @@ use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
 use crate::conn::Transport;
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
 
@@ -64,6 +65,8 @@ pub trait Core: Sized + 'static {
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
+    /// Hands over what back ends are to be told; `always`: also that it is nothing.
+    fn raise(&mut self, _webhooks: &WebhookHandle, _always: bool, _now: Now) {}
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
@@ -224,6 +227,14 @@ impl Core for Shard {
                     Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
                 }
             }
+        }
+    }
+
+    fn raise(&mut self, webhooks: &WebhookHandle, always: bool, now: Now) {
+        if let Some(events) = self.take_hook_events(always, now)
+            && let Err(refused) = webhooks.take(self.id(), events)
+        {
+            self.keep_hook_events(refused);
         }
     }
 

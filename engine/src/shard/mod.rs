@@ -37,6 +37,7 @@ pub use self::core::{Core, Handshake, IoCounts};
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
 use crate::usage::UsageHandle;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub registry: Option<RegistryHandle>,
     /// Where usage is added up; none where it is not.
     pub usage: Option<UsageHandle>,
+    /// Where events for back ends go; none where they go nowhere.
+    pub webhooks: Option<WebhookHandle>,
 }
 
 pub struct ShardRuntime<C> {

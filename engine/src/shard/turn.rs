@@ -102,6 +102,9 @@ impl<C: Core> ShardRuntime<C> {
         if let Some(store) = &self.settings.store {
             self.core.borrow_mut().submit(store, self.now());
         }
+        if let Some(webhooks) = &self.settings.webhooks {
+            self.core.borrow_mut().raise(webhooks, false, self.now());
+        }
     }
 
     fn carry_outputs(&self) {

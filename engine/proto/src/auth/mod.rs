@@ -66,6 +66,15 @@ impl Credential {
         }
     }
 
+    /// What back ends and operators are told about the client: JSON text of an object.
+    #[must_use]
+    pub fn info(&self) -> Option<&str> {
+        match self {
+            Self::Key(_) => None,
+            Self::Token { claims, .. } => claims.info.as_deref(),
+        }
+    }
+
     /// The client id that a token vouches for.
     #[must_use]
     pub fn client_id(&self) -> Option<&Arc<str>> {

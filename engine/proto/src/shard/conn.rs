@@ -174,6 +174,7 @@ impl Shard {
             });
         }
         self.announce(conn, now);
+        self.raise_connection(conn, true, now);
         conn
     }
 
@@ -394,6 +395,7 @@ impl Shard {
 
     /// Takes a connection out of all its channels.
     fn leave_all(&mut self, conn: ConnId, cause: &CloseCause, now: Now) {
+        self.raise_connection(conn, false, now);
         self.end_presence(conn, cause, now);
         self.abandon_active(conn, now);
         let Some(c) = self.conns.get_mut(conn) else {

@@ -443,6 +443,7 @@ impl Shard {
         };
         if was != is_occupied {
             self.meters.count_channel(index, is_occupied);
+            self.raise_occupancy(slot, is_occupied, now);
         }
         // Who comes has taken one; a channel counts once, whatever the number of shards.
         if was && (has_come || !is_occupied) {

@@ -205,6 +205,7 @@ impl Shard {
             }
         } else {
             self.check_room(slot, persist)
+                .and_then(|()| self.check_hooks(publish))
                 .and_then(|()| self.admit_at_home(slot, now))
                 .err()
         };
@@ -231,6 +232,8 @@ impl Shard {
                     false,
                     now,
                 );
+                let said = (publish.id, publish.publisher, publish.data);
+                self.raise_ephemeral(slot, said, now);
                 let message = Message {
                     channel: publish.channel,
                     data: publish.data,
@@ -273,6 +276,14 @@ impl Shard {
         Ok(())
     }
 
+    /// Events of messages wait for nobody: a publish is refused while too many of them do.
+    fn check_hooks(&self, publish: &Publish<'_>) -> Result<(), ErrorCode> {
+        if self.hooks_full(publish.app, publish.channel) {
+            return Err(ErrorCode::Unavailable);
+        }
+        Ok(())
+    }
+
     /// The store has committed a message: everybody learns of it.
     ///
     /// The answer goes first: it then leads its connection's flush, and the publisher writes its
@@ -298,7 +309,7 @@ impl Shard {
     pub(super) fn deliver_record(
         &mut self,
         slot: u32,
-        record: &Record,
+        record: &Arc<Record>,
         publisher: Option<Origin>,
         accepted_us: u64,
         now: Now,
@@ -306,6 +317,7 @@ impl Shard {
         let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
             return;
         };
+        self.raise_message(slot, record, now);
         let message = Message {
             channel: &channel,
             data: &record.data,

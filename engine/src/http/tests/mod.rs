@@ -94,6 +94,7 @@ impl Node {
                 tls: None,
                 registry: None,
                 usage: None,
+                webhooks: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
