@@ -39,6 +39,8 @@ const JOBS_MAX: usize = 1024;
 pub const TOTALS_WAITING_MAX: usize = 4;
 /// How often old rows are removed.
 const UPKEEP: Duration = Duration::from_secs(60);
+/// Apps and minutes per transaction: few enough to be written in time by a slow database.
+const WRITTEN_AT_ONCE: usize = 500;
 /// Pause after a failed write.
 const RETRY: Duration = Duration::from_millis(500);
 /// A question that is not answered by then is given up.
@@ -303,9 +305,8 @@ impl Keeper {
 
     fn write(&mut self) {
         if !self.unwritten.is_empty() {
-            match self.series.add(&self.unwritten) {
+            match self.write_parts() {
                 Ok(()) => {
-                    self.unwritten.clear();
                     self.unwritten_since = None;
                     self.is_failing = false;
                 }
@@ -323,6 +324,17 @@ impl Keeper {
         lock(&self.shared.stats).lag_ms = since.map_or(0, |since| {
             u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
         });
+    }
+
+    /// Writes what waits; what is written waits no more.
+    fn write_parts(&mut self) -> Result<(), String> {
+        while !self.unwritten.is_empty() {
+            let part = self.unwritten.iter().take(WRITTEN_AT_ONCE);
+            let part: Unwritten = part.map(|(key, used)| (key.clone(), *used)).collect();
+            self.series.add(&part)?;
+            self.unwritten.retain(|key, _| !part.contains_key(key));
+        }
+        Ok(())
     }
 
     fn tell_shards(&mut self) {
