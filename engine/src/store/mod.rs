@@ -2,8 +2,8 @@
 //!
 //! One writer thread turns what is queued into transactions (group commit); reader threads answer questions. Shards
 //! reach both through a [`StoreHandle`], never wait, and get their answers in an inbox. What is stored where is the
-//! [`Backend`]'s matter: [`sqlite`] is the embedded one, [`mongo`] is for what others may
-//! keep.
+//! [`Backend`]'s matter: [`sqlite`] is the embedded one, [`mongo`] keeps it in a
+//! database.
 //!
 //! Not here: numbering, dedup and retention settings, which are the home shard's. Invariants: every queue is bounded;
 //! every accepted operation and question is answered once; operations of a shard are committed in their order; of a
