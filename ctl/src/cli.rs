@@ -201,6 +201,13 @@ shardwirectl --json top --once"
         after_help = "Example:\n  shardwirectl check\n  shardwirectl check -- --config /etc/shardwire.toml"
     )]
     Check(Check),
+    /// What a server keeps, while it does not run: copy it between the data folder and MongoDB
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl store copy --to mongo -- --mongo-url mongodb://db1:27017\n  \
+shardwirectl store copy --to files -- --config /etc/shardwire.toml"
+    )]
+    Store(Store),
     /// The configuration in force, secrets masked
     #[command(after_help = "Example:\n  shardwirectl config")]
     Config,
@@ -603,6 +610,27 @@ pub(crate) struct Drain {
     /// Only say how far it is
     #[arg(long)]
     pub(crate) status: bool,
+}
+
+/// What a server keeps.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Store {
+    /// Copy everything and compare: runs `shardwire store copy`. Done again after an interruption it goes on
+    Copy {
+        /// Where to: the database that is configured, or the data folder
+        #[arg(long, value_enum)]
+        to: Destination,
+        /// Flags for `shardwire`: --config, --data-dir, --mongo-url
+        #[arg(last = true)]
+        flags: Vec<String>,
+    },
+}
+
+/// Where a copy goes to.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Destination {
+    Mongo,
+    Files,
 }
 
 #[derive(Debug, Args)]

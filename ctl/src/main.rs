@@ -47,6 +47,7 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::Check(check) => return commands::check::run(&check, cli.global.json),
+        Command::Store(store) => return commands::check::run_store(&store, cli.global.json),
         _ => {}
     }
     let token = std::env::var("SHARDWIRE_ADMIN_TOKEN").ok();

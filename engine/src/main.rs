@@ -11,8 +11,9 @@ use std::time::Duration;
 use clap::Parser;
 use shardwire::activation::Inherited;
 use shardwire::check::{self, Grade, Holding};
-use shardwire::config::cli::{Cli, Command, Flags};
+use shardwire::config::cli::{Cli, Command, Flags, StoreCommand};
 use shardwire::config::{Config, Env, Host};
+use shardwire::copy::{self, Destination};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
 use shardwire::notify;
 use shardwire::server::{self, Ready};
@@ -33,10 +34,42 @@ fn main() -> ExitCode {
     let env = Env::of_process();
     match cli.command {
         Some(Command::Check { json }) => check::command(&cli.flags, &env, json),
+        Some(Command::Store {
+            command: StoreCommand::Copy { to, json },
+        }) => copy(&cli.flags, &env, to, json),
         None => {
             let code = serve(&cli.flags, cli.takeover, &env);
             log::logger().flush();
             code
+        }
+    }
+}
+
+/// `shardwire store copy`.
+fn copy(flags: &Flags, env: &Env, to: Destination, json: bool) -> ExitCode {
+    let config = match Config::load(flags, env, &Host::of_process()) {
+        Ok(config) => config,
+        Err(error) => {
+            for problem in error.problems {
+                eprintln!("shardwire: {problem}");
+            }
+            return ExitCode::from(EXIT_UNUSABLE);
+        }
+    };
+    match copy::run(&config, to, !json) {
+        Ok(copied) => {
+            let text = if json {
+                serde_json::json!(copied).to_string()
+            } else {
+                copied.to_string()
+            };
+            // Whoever closed stdout does not want to know.
+            _ = writeln!(std::io::stdout(), "{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("shardwire: {error}");
+            ExitCode::FAILURE
         }
     }
 }
@@ -81,7 +114,7 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
         }
     };
     let opened = DataDir::lock_within(&config.data_dir, patience)
-        .and_then(|dir| keys::open(&dir, &dev_keys).map(|opened| (dir, opened)));
+        .and_then(|dir| keys::open(&dir, &dev_keys, &config.mongo).map(|opened| (dir, opened)));
     // The folder is this process's as long as `_dir` is there.
     let (_dir, opened) = match opened {
         Ok(opened) => opened,

@@ -34,11 +34,13 @@ use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
 use crate::records::RecordStorage;
+use crate::records::mongo::MongoRecordStorage;
 use crate::records::sqlite::SqliteRecordStorage;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
 use crate::side::webhooks::{self, Surroundings, WebhookHandle};
+use crate::store::mongo::{MongoStorage, Regime};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -149,9 +151,17 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(store::INBOX_ENTRIES))
         .unzip();
-    let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
-    let store = store::start(storage, &config.store, inboxes)
-        .map_err(|error| RunError::Store(error.to_string()))?;
+    let store = match &opened.mongo {
+        Some(mongo) => {
+            let storage = MongoStorage::new(mongo.clone(), Regime::Alone);
+            store::start(storage, &config.store, inboxes)
+        }
+        None => {
+            let storage = Sqlite::new(config.data_dir.join(MESSAGES_FILE));
+            store::start(storage, &config.store, inboxes)
+        }
+    };
+    let store = store.map_err(|error| RunError::Store(error.to_string()))?;
     let offered = offer_takeover(&config, &sockets, operator.clone());
     let (listen, admin) = sockets
         .addresses()
@@ -166,6 +176,7 @@ pub fn run(
     let Opened {
         documents,
         registry,
+        mongo,
         ..
     } = opened;
     let registry = registry::start(
@@ -184,7 +195,10 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(webhooks::WANTED_WAITING_MAX))
         .unzip();
-    let records: Arc<dyn RecordStorage> = Arc::new(SqliteRecordStorage::new(&config.data_dir));
+    let records: Arc<dyn RecordStorage> = match &mongo {
+        Some(mongo) => Arc::new(MongoRecordStorage::new(mongo.clone())),
+        None => Arc::new(SqliteRecordStorage::new(&config.data_dir)),
+    };
     let (webhooks, wanted) = webhooks::start(Surroundings {
         storage: records,
         config: config.webhooks.clone(),
@@ -196,6 +210,7 @@ pub fn run(
     .map_err(RunError::Webhooks)?;
     let (usage, used) = usage::start(
         &config.data_dir,
+        mongo,
         registry.clone(),
         usage_inboxes,
         tell_quotas(webhooks.clone()),

@@ -55,7 +55,9 @@ impl Session<'_> {
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),
             // They need no server, and have been done.
-            Command::Check(_) | Command::Completions { .. } | Command::Man => Ok(()),
+            Command::Check(_) | Command::Store(_) | Command::Completions { .. } | Command::Man => {
+                Ok(())
+            }
         }
     }
 

@@ -117,7 +117,8 @@ pub enum Question {
     Page(Page),
     /// Number of messages with this timestamp.
     CountAt { timestamp: u64 },
-    /// Channels of all apps behind the one asked about, in the order of app and name, whose last message is not older.
+    /// Channels of all apps behind the one asked about (empty names: from the first), whose last message is not older.
+    /// Each store has its own order.
     ChangedSince { timestamp: u64, limit: usize },
 }
 

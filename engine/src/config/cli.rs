@@ -3,6 +3,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::copy::Destination;
+
 /// Realtime messaging engine: WebSocket publish and subscribe, sharded over the cores of one machine.
 ///
 /// Without a command it serves. Settings come from flags, then environment, then the file, then defaults.
@@ -30,6 +32,25 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What is kept, while no server runs
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+}
+
+/// What to do with what is kept.
+#[derive(Debug, Clone, Subcommand)]
+pub enum StoreCommand {
+    /// Copies everything between the data folder and MongoDB, and compares. Done again after an interruption it goes on
+    Copy {
+        /// Where to
+        #[arg(long, value_name = "DESTINATION")]
+        to: Destination,
+        /// Prints what was copied as JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// The settings that have a flag.
@@ -53,6 +74,10 @@ pub struct Flags {
     /// Cores to pin shards to, such as 0-3,6 [env: SHARDWIRE_CORES] [default: the process's affinity mask]
     #[arg(long, global = true, value_name = "LIST")]
     pub cores: Option<String>,
+    /// Database for everything that is kept, instead of the data folder: mongodb://host:27017 [env: SHARDWIRE_MONGO_URL]
+    /// [default: none]
+    #[arg(long, global = true, value_name = "URL")]
+    pub mongo_url: Option<String>,
     /// error, warn, info, debug or trace [env: SHARDWIRE_LOG_LEVEL] [default: info]
     #[arg(long, global = true, value_name = "LEVEL")]
     pub log_level: Option<String>,

@@ -19,6 +19,7 @@ use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFE
 use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
+use crate::mongo::{MongoConfig, MongoUrl};
 use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
@@ -39,6 +40,12 @@ const DRAIN_DEADLINE_S_MAX: u64 = 3600;
 const STORE_QUEUE_OPS_MAX: u64 = 1 << 22;
 /// Longest wait for a transaction to fill, in microseconds: every ack waits as long.
 const COMMIT_WAIT_US_MAX: u64 = 1_000_000;
+/// Connections to a member of the database at most: every thread uses one at a time.
+const MONGO_POOL_MAX: u64 = 1000;
+/// Length of its name, and of what its collections' names begin with.
+const MONGO_NAME_BYTES_MAX: usize = 38;
+/// Longest wait for the database, in ms: publishers have given up long before.
+const MONGO_WAIT_MS_MAX: u64 = 120_000;
 /// Reader threads at most.
 const STORE_READERS_MAX: u64 = 64;
 /// Most that clocks may differ, in seconds: beyond it expiry means little.
@@ -89,6 +96,9 @@ pub struct Config {
     pub http: Http,
     /// How shards run.
     pub runtime: Runtime,
+    /// The database that keeps everything, if not the data folder.
+    #[serde(rename = "store.mongo")]
+    pub mongo: MongoConfig,
     /// How messages are written and read.
     pub store: StoreConfig,
     /// What is kept in memory, and how resume looks for it.
@@ -303,6 +313,7 @@ impl Config {
             auth: reader.take_section("auth", Auth::default()),
             http: reader.take_section("http", Http::default()),
             runtime: reader.take_section("runtime", Runtime::default()),
+            mongo: read_mongo(&mut reader, flags),
             store: reader.take_section("store", StoreConfig::default()),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
@@ -351,6 +362,24 @@ impl Config {
                 self.runtime.spin_before_park_us,
                 0,
                 SPIN_US_MAX,
+            ),
+            (
+                "store.mongo.pool_max",
+                u64::from(self.mongo.pool_max),
+                4,
+                MONGO_POOL_MAX,
+            ),
+            (
+                "store.mongo.timeout_ms",
+                self.mongo.timeout_ms,
+                100,
+                MONGO_WAIT_MS_MAX,
+            ),
+            (
+                "store.mongo.retry_ms",
+                self.mongo.retry_ms,
+                0,
+                MONGO_WAIT_MS_MAX,
             ),
             (
                 "store.queue_ops_max",
@@ -444,6 +473,19 @@ impl Config {
                 "{place}: at most {WEBHOOK_RETRIES_MAX} pauses, from 1 to {WEBHOOK_PAUSE_MS_MAX} ms each"
             ));
         }
+        for (key, name) in [
+            ("store.mongo.database", &self.mongo.database),
+            ("store.mongo.prefix", &self.mongo.prefix),
+        ] {
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            let is_empty = key == "store.mongo.database" && name.is_empty();
+            if name.len() > MONGO_NAME_BYTES_MAX || !name.bytes().all(is_plain) || is_empty {
+                let place = reader.place(key);
+                reader.problem(format!(
+                    "{place}: {name:?} is not a name; use up to {MONGO_NAME_BYTES_MAX} of A-Z, a-z, 0-9, _ and -"
+                ));
+            }
+        }
         let (allowed, cors) = (&self.websocket.allowed_origins, &self.http.cors_origins);
         let any = cors.iter().filter(|origin| *origin != "*");
         let origins = allowed
@@ -511,6 +553,11 @@ const ADMIN_LISTEN: Name = Name {
     env: "SHARDWIRE_ADMIN_LISTEN",
     key: "admin.listen",
 };
+const MONGO_URL: Name = Name {
+    flag: "--mongo-url",
+    env: "SHARDWIRE_MONGO_URL",
+    key: "store.mongo.url",
+};
 const DATA_DIR: Name = Name {
     flag: "--data-dir",
     env: "SHARDWIRE_DATA_DIR",
@@ -537,6 +584,13 @@ fn read_address(reader: &mut Reader<'_>, name: &Name, flag: Option<&str>, port: 
     reader
         .setting(name, flag, string, parse_address)
         .unwrap_or(default)
+}
+
+fn read_mongo(reader: &mut Reader<'_>, flags: &Flags) -> MongoConfig {
+    let flag = flags.mongo_url.as_deref();
+    let url = reader.setting(&MONGO_URL, flag, string, MongoUrl::parse);
+    let section = reader.take_section("store.mongo", MongoConfig::default());
+    MongoConfig { url, ..section }
 }
 
 fn read_cores(reader: &mut Reader<'_>, flags: &Flags, host: &Host) -> (Vec<usize>, Option<String>) {

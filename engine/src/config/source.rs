@@ -20,8 +20,8 @@ const ENV_ELSEWHERE: [&str; 6] = [
     "SHARDWIRE_ADMIN_URL",
     "SHARDWIRE_ADMIN_TOKEN",
 ];
-/// Variables of features that are not built in: ignoring them would look like a cluster, or a database, in use.
-const ENV_REFUSED: [&str; 2] = ["SHARDWIRE_REDIS_URL", "SHARDWIRE_MONGO_URL"];
+/// Variables of features that are not built in: ignoring them would look like a cluster in use.
+const ENV_REFUSED: [&str; 1] = ["SHARDWIRE_REDIS_URL"];
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "./shardwire.toml";
 

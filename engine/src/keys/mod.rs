@@ -8,7 +8,7 @@ mod data_dir;
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use shardwire_proto::auth::app::App;
@@ -22,9 +22,11 @@ use shardwire_proto::limits::HS256_SECRET_BYTES_MIN;
 
 pub use self::data_dir::{DataDir, DataError, write_atomically};
 use crate::config::Env;
-use crate::registry::documents::{Documents, SqliteDocuments};
+use crate::mongo::{Mongo, MongoConfig};
+use crate::records::mongo::MongoRecordStorage;
+use crate::registry::documents::{Documents, RecordDocuments, SqliteDocuments};
 
-const REGISTRY_FILE: &str = "registry.db";
+pub(crate) const REGISTRY_FILE: &str = "registry.db";
 /// Of earlier versions.
 const APPS_FILE: &str = "apps.json";
 /// What it is called once it has been taken over.
@@ -112,27 +114,78 @@ struct ImportedApp {
 /// Apps and credentials as they are at the start.
 pub struct Opened {
     /// Where they are kept.
-    pub documents: SqliteDocuments,
+    pub documents: Box<dyn Documents>,
     /// What is there.
     pub registry: Registry,
     /// Where there was no app yet.
     pub first_start: Option<FirstStart>,
+    /// Where everything else is kept, if not in the data folder.
+    pub mongo: Option<Mongo>,
 }
 
-/// Opens apps and credentials. With no app yet, makes app `dev` with a client and a server key, whose values the caller
-/// then shows, and a signing key. Values in `fixed` replace those of the dev app. Makes the admin token where it is
-/// missing.
+/// Opens apps and credentials, in the data folder or in the database that is configured. With no app yet, makes app `dev`
+/// with a client and a server key, whose values the caller then shows, and a signing key. Values in `fixed` replace those
+/// of the dev app. Makes the admin token where it is missing.
 ///
 /// # Errors
-/// A file cannot be read, understood or written; or a fixed value is another key's already.
-pub fn open(dir: &DataDir, fixed: &DevKeys) -> Result<Opened, DataError> {
+/// A file or the database cannot be read, understood or written; or a fixed value is another key's already.
+pub fn open(dir: &DataDir, fixed: &DevKeys, config: &MongoConfig) -> Result<Opened, DataError> {
     ensure_admin_token(dir)?;
-    let path = dir.file(REGISTRY_FILE);
-    let failed = |error: String| {
-        let remedy = "restore it from a backup, or remove it to start with fresh keys";
-        DataError::new("use", &path, &error, remedy)
+    let Some(url) = &config.url else {
+        let path = dir.file(REGISTRY_FILE);
+        let documents = SqliteDocuments::open(&path);
+        let documents = documents.map_err(|error| unusable(&path, &error))?;
+        return open_documents(dir, fixed, Box::new(documents), &path);
     };
-    let mut documents = SqliteDocuments::open(&path).map_err(failed)?;
+    let place = PathBuf::from(url.to_string());
+    let failed = |error: String| DataError::new("use", &place, &error, REMEDY_DATABASE);
+    let mongo = Mongo::connect(config).map_err(|error| failed(error.to_string()))?;
+    let storage = MongoRecordStorage::new(mongo.clone());
+    let documents = RecordDocuments::open(&storage).map_err(failed)?;
+    let opened = open_documents(dir, fixed, Box::new(documents), &place)?;
+    Ok(Opened {
+        mongo: Some(mongo),
+        ..opened
+    })
+}
+
+const REMEDY_DATABASE: &str = "check store.mongo in the configuration, and the database";
+
+fn unusable(place: &Path, error: &str) -> DataError {
+    let remedy = "restore it from a backup, or remove it to start with fresh keys";
+    DataError::new("use", place, &error, remedy)
+}
+
+fn open_documents(
+    dir: &DataDir,
+    fixed: &DevKeys,
+    mut documents: Box<dyn Documents>,
+    place: &Path,
+) -> Result<Opened, DataError> {
+    loop {
+        let opened = prepare(dir, fixed, &mut *documents, place);
+        // Another server has made them first.
+        if opened.is_err() && documents.is_changed() {
+            continue;
+        }
+        let (registry, first_start) = opened?;
+        return Ok(Opened {
+            documents,
+            registry,
+            first_start,
+            mongo: None,
+        });
+    }
+}
+
+/// What is stored, with what is missing made.
+fn prepare(
+    dir: &DataDir,
+    fixed: &DevKeys,
+    documents: &mut dyn Documents,
+    place: &Path,
+) -> Result<(Registry, Option<FirstStart>), DataError> {
+    let failed = |error: String| unusable(place, &error);
     let mut registry = documents
         .load()
         .and_then(|stored| Registry::from_documents(&stored))
@@ -141,7 +194,7 @@ pub fn open(dir: &DataDir, fixed: &DevKeys) -> Result<Opened, DataError> {
     let is_import = import.is_some();
     if let Some(imported) = import.filter(|_| registry.apps().next().is_none()) {
         registry = imported;
-        store(&mut documents, &registry.documents()).map_err(failed)?;
+        store(documents, &registry.documents()).map_err(failed)?;
     }
     if is_import {
         let (from, to) = (dir.file(APPS_FILE), dir.file(APPS_FILE_IMPORTED));
@@ -174,15 +227,11 @@ pub fn open(dir: &DataDir, fixed: &DevKeys) -> Result<Opened, DataError> {
         dev.set_secret(secret.unwrap_or_else(|| generate_key("", &random())))
             .map_err(failed)?;
     }
-    store(&mut documents, &dev.changes).map_err(failed)?;
-    Ok(Opened {
-        documents,
-        registry: dev.registry,
-        first_start,
-    })
+    store(documents, &dev.changes).map_err(failed)?;
+    Ok((dev.registry, first_start))
 }
 
-fn store(documents: &mut SqliteDocuments, changes: &[DocumentChange]) -> Result<(), String> {
+fn store(documents: &mut dyn Documents, changes: &[DocumentChange]) -> Result<(), String> {
     if changes.is_empty() {
         return Ok(());
     }
@@ -299,6 +348,10 @@ mod tests {
 
     const CLIENT: &str = "ck_fixed_client_0123";
     const SERVER: &str = "sk_fixed_server_0123";
+
+    fn open(dir: &DataDir, fixed: &DevKeys) -> Result<Opened, DataError> {
+        super::open(dir, fixed, &MongoConfig::default())
+    }
 
     fn folder() -> (TempDir, DataDir) {
         let temp = tempfile::tempdir().unwrap();

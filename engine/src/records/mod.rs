@@ -2,11 +2,12 @@
 //!
 //! Each service has an [`Area`] of its own, and in it kinds of [`Record`]s, which are found by id, by label, and in the
 //! order of their rank. What is in a record's body is the service's matter. Calls block: they are for side threads, never
-//! for a shard. [`sqlite`] keeps an area in a file of the data folder.
+//! for a shard. [`sqlite`] keeps an area in a file of the data folder, [`mongo`] in a collection.
 //!
 //! Invariants: what [`Records::apply`] has confirmed is found by every later call of any connection and survives a power
 //! cut; of a refused list of changes nothing is done; an expired record is never found.
 
+pub mod mongo;
 pub mod sqlite;
 #[cfg(test)]
 mod tests;
@@ -19,28 +20,20 @@ pub const LABELS_MAX: usize = 8;
 /// Whose records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Area {
-    /// Apps, keys, plans and revocations.
+    /// Apps, keys, plans and revocations; SQLite keeps them in a form of their own.
     Registry,
-    Usage,
     Webhooks,
     Push,
     Accounts,
 }
 
 impl Area {
-    pub const ALL: [Self; 5] = [
-        Self::Registry,
-        Self::Usage,
-        Self::Webhooks,
-        Self::Push,
-        Self::Accounts,
-    ];
+    pub const ALL: [Self; 4] = [Self::Registry, Self::Webhooks, Self::Push, Self::Accounts];
 
     /// The name of its file or collection.
     pub fn name(self) -> &'static str {
         match self {
             Self::Registry => "registry",
-            Self::Usage => "usage",
             Self::Webhooks => "webhooks",
             Self::Push => "push",
             Self::Accounts => "accounts",
@@ -208,6 +201,23 @@ pub trait Records: Send {
     /// # Errors
     /// None was removed.
     fn expire(&mut self, now_ms: u64, limit: usize) -> Result<u64, RecordError>;
+
+    /// Records of all kinds with their kinds, in the order of kind, rank and id, behind one; to move them elsewhere.
+    /// Expired ones too.
+    ///
+    /// # Errors
+    /// There is no answer.
+    fn dump(
+        &mut self,
+        after: Option<(&str, i64, &str)>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, RecordError>;
+
+    /// Puts records as they are, versions too.
+    ///
+    /// # Errors
+    /// Not all are there; they may be put again.
+    fn restore(&mut self, records: &[(String, Record)]) -> Result<(), RecordError>;
 }
 
 /// Where connections come from.

@@ -172,6 +172,34 @@ impl Records for SqliteRecords {
         all.commit().map_err(told)?;
         Ok(over.len() as u64)
     }
+
+    fn dump(
+        &mut self,
+        after: Option<(&str, i64, &str)>,
+        limit: usize,
+    ) -> Result<Vec<(String, Record)>, RecordError> {
+        let (kind, rank, id) = after.unwrap_or(("", i64::MIN, ""));
+        let text = format!(
+            "SELECT {COLUMNS}, r.kind FROM records r WHERE (kind, rank, id) > (?1, ?2, ?3)
+             ORDER BY kind, rank, id LIMIT ?4"
+        );
+        let mut dump = self.db.prepare_cached(&text).map_err(told)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = dump.query_map(params![kind, rank, id, limit], |row| {
+            Ok((row.get(6)?, read(row)?))
+        });
+        rows.and_then(Iterator::collect).map_err(told)
+    }
+
+    fn restore(&mut self, records: &[(String, Record)]) -> Result<(), RecordError> {
+        let all = self.db.transaction().map_err(told)?;
+        for (kind, record) in records {
+            remove(&all, kind, &record.id)
+                .and_then(|()| add(&all, kind, record, record.version))
+                .map_err(told)?;
+        }
+        all.commit().map_err(told)
+    }
 }
 
 const COLUMNS: &str = "r.id, r.labels, r.rank, r.expires_ms, r.body, r.version";

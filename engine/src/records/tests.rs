@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use super::mongo::MongoRecordStorage;
 use super::sqlite::SqliteRecordStorage;
 use super::*;
+use crate::mongo::testing::TestDatabase;
 
 const KIND: &str = "thing";
 
@@ -144,29 +146,77 @@ fn scans_in_order(storage: &dyn RecordStorage) {
     records.apply(&gone, 0).unwrap();
 }
 
+/// What one store holds another takes as it is.
+fn moves(from: &dyn RecordStorage, to: &dyn RecordStorage) {
+    let (mut from, mut to) = (
+        from.open(Area::Accounts).unwrap(),
+        to.open(Area::Accounts).unwrap(),
+    );
+    let mut all: Vec<Change> = (0..7)
+        .map(|n| put(thing(&format!("t{n}"), n % 3, &[("n", "x")])))
+        .collect();
+    let record = Record {
+        expires_ms: Some(LATER),
+        ..thing("e", -5, &[])
+    };
+    all.push(Change::put("other", record));
+    from.apply(&all, 0).unwrap();
+    from.apply(&all[..3], 0).unwrap();
+    let dump = |records: &mut dyn Records| {
+        let mut found: Vec<(String, Record)> = Vec::new();
+        loop {
+            let after = found
+                .last()
+                .map(|(kind, last)| (kind.clone(), last.rank, last.id.clone()));
+            let after = after
+                .as_ref()
+                .map(|(kind, rank, id)| (&**kind, *rank, &**id));
+            let page = records.dump(after, 3).unwrap();
+            if page.is_empty() {
+                return found;
+            }
+            found.extend(page);
+        }
+    };
+    let there = dump(&mut *from);
+    assert_eq!(there.len(), 8);
+    to.restore(&there[..5]).unwrap();
+    to.restore(&there).unwrap();
+    assert_eq!(dump(&mut *to), there);
+    assert_eq!(to.count(KIND, Some(("n", "x")), 0), Ok(7));
+}
+
+#[test]
+fn sqlite_moves() {
+    moves(&sqlite().1, &sqlite().1);
+}
+
+/// A time that is not over yet by any clock: some stores look at their own, too.
+const LATER: u64 = 4_000_000_000_000;
+
 fn forgets_what_is_over(storage: &dyn RecordStorage) {
     let mut records = storage.open(Area::Push).unwrap();
     let until = |id: &str, expires_ms| Record {
-        expires_ms: Some(expires_ms),
+        expires_ms: Some(LATER + expires_ms),
         ..thing(id, 0, &[("app", "x")])
     };
     let all = [until("a", 10), until("b", 20), thing("c", 0, &[])];
     records.apply(&all.map(put), 0).unwrap();
-    assert!(records.get(KIND, "a", 9).unwrap().is_some());
-    assert_eq!(records.get(KIND, "a", 10), Ok(None));
+    assert!(records.get(KIND, "a", LATER + 9).unwrap().is_some());
+    assert_eq!(records.get(KIND, "a", LATER + 10), Ok(None));
     let labelled = Scan::of(KIND, 9).labelled("app", "x");
-    assert_eq!(ids(records.scan(&labelled, 10).unwrap()), ["b"]);
-    assert_eq!(records.count(KIND, Some(("app", "x")), 10), Ok(1));
-    assert_eq!(records.count(KIND, None, 10), Ok(2));
+    assert_eq!(ids(records.scan(&labelled, LATER + 10).unwrap()), ["b"]);
+    assert_eq!(records.count(KIND, Some(("app", "x")), LATER + 10), Ok(1));
+    assert_eq!(records.count(KIND, None, LATER + 10), Ok(2));
     let again = Change::Put {
         kind: KIND,
         record: until("a", 30),
         when: Condition::Absent,
     };
-    records.apply(&[again], 10).unwrap();
-    assert_eq!(records.expire(20, 9), Ok(1));
-    assert_eq!(records.expire(20, 9), Ok(0));
-    assert_eq!(records.expire(30, 9), Ok(1));
+    records.apply(&[again], LATER + 10).unwrap();
+    assert_eq!(records.expire(LATER + 20, 9), Ok(1));
+    assert_eq!(records.expire(LATER + 20, 9), Ok(0));
+    assert_eq!(records.expire(LATER + 30, 9), Ok(1));
     assert_eq!(ids(records.scan(&Scan::of(KIND, 9), 0).unwrap()), ["c"]);
     records.apply(&[Change::delete(KIND, "c")], 0).unwrap();
 }
@@ -200,4 +250,53 @@ fn sqlite_files_are_for_their_owner() {
         let mode = folder.path().join(name).metadata().unwrap().permissions();
         assert_eq!(mode.mode() & 0o777, 0o600, "{name}");
     }
+}
+
+#[test]
+fn mongo_does_the_same() {
+    if TestDatabase::is_there() {
+        let database = TestDatabase::make();
+        let storage = MongoRecordStorage::new(database.mongo.clone());
+        holds_what_it_is_given(&storage);
+        changes_all_or_nothing(&storage);
+        scans_in_order(&storage);
+        forgets_what_is_over(&storage);
+        let (_folder, files) = sqlite();
+        moves(&files, &storage);
+        moves(&storage, &sqlite().1);
+    }
+}
+
+/// Each change wins once, whoever makes it.
+#[test]
+fn mongo_servers_do_not_overwrite_each_other() {
+    if !TestDatabase::is_there() {
+        return;
+    }
+    let database = TestDatabase::make();
+    let storage = MongoRecordStorage::new(database.mongo.clone());
+    let mut records = storage.open(Area::Push).unwrap();
+    records.apply(&[put(thing("n", 0, &[]))], 0).unwrap();
+    let add = || {
+        let mut records = storage.open(Area::Push).unwrap();
+        for _ in 0..10 {
+            loop {
+                let found = records.get(KIND, "n", 0).unwrap().unwrap();
+                let when = Condition::Version(found.version);
+                let record = thing("n", found.rank + 1, &[]);
+                let kind = KIND;
+                match records.apply(&[Change::Put { kind, record, when }], 0) {
+                    Ok(()) => break,
+                    Err(RecordError::Conflict(0)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(add);
+        scope.spawn(add);
+    });
+    let found = records.get(KIND, "n", 0).unwrap().unwrap();
+    assert_eq!((found.rank, found.version), (20, 21));
 }

@@ -20,6 +20,8 @@ use crate::shard::inbox::InboxSender;
 const UPKEEP: Duration = Duration::from_secs(60);
 /// How soon a shard that was behind gets its snapshot.
 const RETRY: Duration = Duration::from_millis(20);
+/// How often it is looked whether another server has changed what is stored.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Owner<D> {
     documents: D,
@@ -30,6 +32,7 @@ pub(super) struct Owner<D> {
     /// Uses that are not written yet.
     unwritten: LastUsed,
     upkeep_due: Instant,
+    look_due: Instant,
 }
 
 struct Receiving {
@@ -60,6 +63,7 @@ impl<D: Documents> Owner<D> {
             shared,
             unwritten: LastUsed::default(),
             upkeep_due: Instant::now() + UPKEEP,
+            look_due: Instant::now() + LOOK,
         }
     }
 
@@ -70,7 +74,8 @@ impl<D: Documents> Owner<D> {
         self.read_key_sets(true);
         loop {
             let behind = self.shards.iter().any(|shard| shard.behind);
-            let wait = self.upkeep_due.saturating_duration_since(Instant::now());
+            let due = self.upkeep_due.min(self.look_due);
+            let wait = due.saturating_duration_since(Instant::now());
             match jobs.recv_timeout(if behind { wait.min(RETRY) } else { wait }) {
                 Ok(Job::Change { change, reply }) => {
                     let changed = self.change(*change);
@@ -89,6 +94,10 @@ impl<D: Documents> Owner<D> {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.send_snapshots();
+            if Instant::now() >= self.look_due {
+                self.look_due = Instant::now() + LOOK;
+                self.look();
+            }
             if Instant::now() >= self.upkeep_due {
                 self.upkeep_due = Instant::now() + UPKEEP;
                 self.upkeep();
@@ -97,12 +106,29 @@ impl<D: Documents> Owner<D> {
         self.write_uses();
     }
 
+    /// Takes over what another server has changed; whether it has.
+    fn look(&mut self) -> bool {
+        let is_changed = self.documents.is_changed();
+        if is_changed {
+            self.reload();
+        }
+        is_changed
+    }
+
     fn change(&mut self, change: Change) -> Result<Changed, ProtocolError> {
-        let edited = self
-            .registry
-            .changed(change, &mut crate::keys::random, now_ms())?;
+        let mut edited =
+            self.registry
+                .changed(change.clone(), &mut crate::keys::random, now_ms())?;
         if !edited.documents.is_empty() {
-            self.documents.apply(&edited.documents).map_err(|error| {
+            let mut stored = self.documents.apply(&edited.documents);
+            if stored.is_err() && self.look() {
+                // Of the state that it has to be a change of.
+                edited = self
+                    .registry
+                    .changed(change, &mut crate::keys::random, now_ms())?;
+                stored = self.documents.apply(&edited.documents);
+            }
+            stored.map_err(|error| {
                 log::error!(error; "apps and credentials cannot be stored");
                 let text = format!("cannot be stored: {error}");
                 ProtocolError::with_text(ErrorCode::Unavailable, text)
@@ -203,9 +229,17 @@ impl<D: Documents> Owner<D> {
             })
             .collect();
         if !changes.is_empty()
-            && let Err(error) = self.documents.apply(&changes)
+            && let Err(error) = self.apply_anyway(&changes)
         {
             log::warn!(error; "when keys were last used cannot be stored");
+        }
+    }
+
+    /// Makes changes that do not depend on what else is stored.
+    fn apply_anyway(&mut self, changes: &[DocumentChange]) -> Result<(), String> {
+        match self.documents.apply(changes) {
+            Err(_) if self.look() => self.documents.apply(changes),
+            done => done,
         }
     }
 

@@ -10,41 +10,43 @@ use shardwire_proto::record::{
     Change, Page, Question, Record, Retention, StoreAnswer, StoreError, StoreOp, StoreRead,
     StoreReply, StoredChannel, Sync, Ticket,
 };
-use tempfile::TempDir;
 
 use super::faults::{Faults, Faulty};
-use super::sqlite::{FILE_NAME, Sqlite};
+use super::mongo::tests::Served;
+use super::sqlite::FILE_NAME;
+use super::sqlite::tests::Folder;
+use super::suite::Place;
 use super::*;
 use crate::shard::inbox::{self, Inbox};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Bench {
-    dir: TempDir,
+struct Bench<P: Place> {
     store: StoreHandle,
     faults: Arc<Faults>,
     inboxes: Vec<Inbox<StoreReply>>,
+    place: P,
 }
 
-impl Bench {
+impl<P: Place> Bench<P> {
     fn new() -> Self {
         Self::with(&StoreConfig::default(), 64)
     }
 
     fn with(config: &StoreConfig, inbox_entries: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let place = P::new();
         let faults = Arc::new(Faults::default());
         let storage = Faulty {
-            inner: Sqlite::new(dir.path().join(FILE_NAME)),
+            inner: place.storage(),
             faults: faults.clone(),
         };
         let (senders, inboxes) = (0..2).map(|_| inbox::bounded(inbox_entries)).unzip();
         let store = start(storage, config, senders).unwrap();
         Self {
-            dir,
             store,
             faults,
             inboxes,
+            place,
         }
     }
 
@@ -150,9 +152,8 @@ fn broken() -> BackendError {
     BackendError::Broken("scripted: broken".to_owned())
 }
 
-#[test]
-fn an_ack_comes_after_the_commit() {
-    let bench = Bench::new();
+fn an_ack_comes_after_the_commit<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.submit(0, vec![append(1, 0, "a", 1), append(2, 0, "b", 1)]);
     assert!(bench.failed(0, 2).is_empty());
     assert_eq!(bench.sequences("a"), Ok(vec![1]));
@@ -166,9 +167,8 @@ fn an_ack_comes_after_the_commit() {
     assert!(stats.is_well(now_ms(), 1000));
 }
 
-#[test]
-fn what_gathers_during_a_commit_is_one_transaction() {
-    let bench = Bench::new();
+fn what_gathers_during_a_commit_is_one_transaction<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.gate.close();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     bench.faults.gate.wait_for(1);
@@ -184,13 +184,12 @@ fn what_gathers_during_a_commit_is_one_transaction() {
     assert_eq!(bench.store.stats().commits, 2);
 }
 
-#[test]
-fn a_batch_holds_no_more_than_it_may() {
+fn a_batch_holds_no_more_than_it_may<P: Place>() {
     let config = StoreConfig {
         batch_ops_max: 4,
         ..StoreConfig::default()
     };
-    let bench = Bench::with(&config, 64);
+    let bench = Bench::<P>::with(&config, 64);
     bench.faults.gate.close();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     bench.faults.gate.wait_for(1);
@@ -202,14 +201,13 @@ fn a_batch_holds_no_more_than_it_may() {
     assert_eq!(bench.store.stats().commits, 4);
 }
 
-#[test]
-fn a_short_wait_fills_a_batch() {
+fn a_short_wait_fills_a_batch<P: Place>() {
     let config = StoreConfig {
         commit_wait_us: 20_000_000,
         batch_ops_max: 3,
         ..StoreConfig::default()
     };
-    let bench = Bench::with(&config, 64);
+    let bench = Bench::<P>::with(&config, 64);
     for n in 1..=3 {
         bench.submit(0, vec![append(n, 0, "a", n)]);
     }
@@ -217,9 +215,8 @@ fn a_short_wait_fills_a_batch() {
     assert_eq!(bench.store.stats().commits, 1);
 }
 
-#[test]
-fn nothing_of_a_failed_generation_is_tried() {
-    let bench = Bench::new();
+fn nothing_of_a_failed_generation_is_tried<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.apply.lock().unwrap().push_back(full());
     bench.submit(0, vec![append(1, 4, "a", 1), append(2, 4, "b", 1)]);
     assert_eq!(bench.failed(0, 2), [1, 2]);
@@ -244,9 +241,8 @@ fn nothing_of_a_failed_generation_is_tried() {
     assert_eq!(bench.store.stats().ops_failed, 5);
 }
 
-#[test]
-fn one_shards_mistake_is_not_the_others() {
-    let bench = Bench::new();
+fn one_shards_mistake_is_not_the_others<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.gate.close();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     bench.faults.gate.wait_for(1);
@@ -267,9 +263,8 @@ fn one_shards_mistake_is_not_the_others() {
     assert_eq!((stats.order_errors, stats.failing_since_ms), (1, None));
 }
 
-#[test]
-fn clearings_are_counted_for_the_one_who_asked() {
-    let bench = Bench::new();
+fn clearings_are_counted_for_the_one_who_asked<P: Place>() {
+    let bench = Bench::<P>::new();
     let clear = |ticket, channel| StoreOp {
         change: Change::Clear,
         ..append(ticket, 0, channel, 0)
@@ -294,13 +289,12 @@ fn clearings_are_counted_for_the_one_who_asked() {
     assert_eq!(all, [(0, 3, 2), (1, 2, 1), (1, 3, 0)]);
 }
 
-#[test]
-fn a_full_queue_gives_back_and_recovers() {
+fn a_full_queue_gives_back_and_recovers<P: Place>() {
     let config = StoreConfig {
         queue_ops_max: 3,
         ..StoreConfig::default()
     };
-    let bench = Bench::with(&config, 64);
+    let bench = Bench::<P>::with(&config, 64);
     bench.faults.gate.close();
     // Alone, even too large a submission is taken.
     bench.submit(0, (1..=4).map(|n| append(n, 0, "a", n)).collect());
@@ -314,13 +308,12 @@ fn a_full_queue_gives_back_and_recovers() {
     assert_eq!(bench.store.stats().ops_refused, 1);
 }
 
-#[test]
-fn the_queue_is_bounded_in_bytes() {
+fn the_queue_is_bounded_in_bytes<P: Place>() {
     let config = StoreConfig {
         queue_bytes_max: 1000,
         ..StoreConfig::default()
     };
-    let bench = Bench::with(&config, 64);
+    let bench = Bench::<P>::with(&config, 64);
     bench.faults.gate.close();
     let mut accepted = 0;
     while bench
@@ -339,13 +332,12 @@ fn the_queue_is_bounded_in_bytes() {
     assert!(bench.failed(0, accepted).is_empty());
 }
 
-#[test]
-fn too_many_questions_are_refused() {
+fn too_many_questions_are_refused<P: Place>() {
     let config = StoreConfig {
         readers: 1,
         ..StoreConfig::default()
     };
-    let bench = Bench::with(&config, INBOX_ENTRIES);
+    let bench = Bench::<P>::with(&config, INBOX_ENTRIES);
     bench.faults.gate.close();
     assert_eq!(bench.read("a"), Ok(()));
     bench.faults.gate.wait_for(1);
@@ -364,9 +356,8 @@ fn too_many_questions_are_refused() {
     }
 }
 
-#[test]
-fn a_full_inbox_loses_nothing() {
-    let bench = Bench::with(&StoreConfig::default(), 1);
+fn a_full_inbox_loses_nothing<P: Place>() {
+    let bench = Bench::<P>::with(&StoreConfig::default(), 1);
     let mut sequence = 1;
     for n in 1..=50 {
         let fails = n % 10 == 0;
@@ -380,10 +371,9 @@ fn a_full_inbox_loses_nothing() {
     assert_eq!(bench.failed(0, 50), [10, 20, 30, 40, 50]);
 }
 
-#[test]
-fn who_is_in_the_way_gets_a_second_chance() {
+fn who_is_in_the_way_gets_a_second_chance<P: Place>() {
     let busy = || BackendError::Busy("scripted".to_owned());
-    let bench = Bench::new();
+    let bench = Bench::<P>::new();
     bench.faults.apply.lock().unwrap().push_back(busy());
     bench.faults.read.lock().unwrap().push_back(busy());
     bench.submit(0, vec![append(1, 0, "a", 1)]);
@@ -394,9 +384,8 @@ fn who_is_in_the_way_gets_a_second_chance() {
     assert_eq!(bench.failed(0, 2), [2]);
 }
 
-#[test]
-fn a_full_disk_is_told_until_a_batch_or_a_probe_succeeds() {
-    let bench = Bench::new();
+fn a_full_disk_is_told_until_a_batch_or_a_probe_succeeds<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.apply.lock().unwrap().extend([full(), full()]);
     bench.faults.probe.lock().unwrap().extend([full(), full()]);
     for n in 1..=2 {
@@ -417,9 +406,8 @@ fn a_full_disk_is_told_until_a_batch_or_a_probe_succeeds() {
     assert_eq!(bench.store.stats().reopened, 0);
 }
 
-#[test]
-fn what_is_broken_is_opened_again() {
-    let bench = Bench::new();
+fn what_is_broken_is_opened_again<P: Place>() {
+    let bench = Bench::<P>::new();
     assert_eq!(bench.sequences("a"), Ok(vec![]));
     bench.faults.opens_failing.store(2, SeqCst);
     bench.faults.apply.lock().unwrap().push_back(broken());
@@ -438,9 +426,8 @@ fn what_is_broken_is_opened_again() {
     assert_eq!(bench.faults.reader_opens.load(SeqCst), before + 1);
 }
 
-#[test]
-fn a_reader_that_breaks_answers_from_another_connection() {
-    let bench = Bench::new();
+fn a_reader_that_breaks_answers_from_another_connection<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     assert!(bench.failed(0, 1).is_empty());
     bench.faults.read.lock().unwrap().push_back(broken());
@@ -452,11 +439,11 @@ fn a_reader_that_breaks_answers_from_another_connection() {
 
 #[test]
 fn a_file_taken_away_is_not_written_to_for_long() {
-    let bench = Bench::new();
+    let bench = Bench::<Folder>::new();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     assert!(bench.failed(0, 1).is_empty());
     for suffix in ["", "-wal", "-shm"] {
-        let file = bench.dir.path().join(format!("{FILE_NAME}{suffix}"));
+        let file = bench.place.dir.path().join(format!("{FILE_NAME}{suffix}"));
         std::fs::remove_file(file).unwrap();
     }
     bench.wait_until(|stats| stats.reopened == 1);
@@ -466,9 +453,8 @@ fn a_file_taken_away_is_not_written_to_for_long() {
     assert_eq!(bench.sequences("a"), Ok(vec![1]));
 }
 
-#[test]
-fn a_disk_that_hangs_is_seen() {
-    let bench = Bench::new();
+fn a_disk_that_hangs_is_seen<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.gate.close();
     bench.submit(0, vec![append(1, 0, "a", 1)]);
     bench.faults.gate.wait_for(1);
@@ -479,9 +465,8 @@ fn a_disk_that_hangs_is_seen() {
     assert!(bench.failed(0, 1).is_empty());
 }
 
-#[test]
-fn shutting_down_commits_what_was_accepted_and_refuses_the_rest() {
-    let bench = Bench::new();
+fn shutting_down_commits_what_was_accepted_and_refuses_the_rest<P: Place>() {
+    let bench = Bench::<P>::new();
     bench.faults.gate.close();
     for n in 1..=100 {
         bench.submit(0, vec![append(n, 0, "a", n)]);
@@ -503,7 +488,58 @@ fn shutting_down_commits_what_was_accepted_and_refuses_the_rest() {
             last = up_to.0;
         }
     }
-    // Folded into the database: no log is left behind.
-    assert!(!bench.dir.path().join(format!("{FILE_NAME}-wal")).exists());
     assert!(bench.store.shutdown(PATIENCE));
 }
+
+#[test]
+fn at_the_end_no_log_is_left_behind() {
+    let bench = Bench::<Folder>::new();
+    bench.submit(0, vec![append(1, 0, "a", 1)]);
+    assert!(bench.store.shutdown(PATIENCE));
+    let log = bench.place.dir.path().join(format!("{FILE_NAME}-wal"));
+    assert!(!log.exists());
+}
+
+/// Makes a test of each function for each place.
+macro_rules! for_places {
+    ($($test:ident),* $(,)?) => {
+        mod in_sqlite {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test::<super::Folder>();
+                }
+            )*
+        }
+        mod in_mongo {
+            use super::Place;
+            $(
+                #[test]
+                fn $test() {
+                    if super::Served::is_there() {
+                        super::$test::<super::Served>();
+                    }
+                }
+            )*
+        }
+    };
+}
+for_places!(
+    an_ack_comes_after_the_commit,
+    what_gathers_during_a_commit_is_one_transaction,
+    a_batch_holds_no_more_than_it_may,
+    a_short_wait_fills_a_batch,
+    nothing_of_a_failed_generation_is_tried,
+    one_shards_mistake_is_not_the_others,
+    clearings_are_counted_for_the_one_who_asked,
+    a_full_queue_gives_back_and_recovers,
+    the_queue_is_bounded_in_bytes,
+    too_many_questions_are_refused,
+    a_full_inbox_loses_nothing,
+    who_is_in_the_way_gets_a_second_chance,
+    a_full_disk_is_told_until_a_batch_or_a_probe_succeeds,
+    what_is_broken_is_opened_again,
+    a_reader_that_breaks_answers_from_another_connection,
+    a_disk_that_hangs_is_seen,
+    shutting_down_commits_what_was_accepted_and_refuses_the_rest,
+);

@@ -24,9 +24,11 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::meter::AppUsage;
 use shardwire_proto::quota::{Totals, day_of};
 
+use crate::mongo::Mongo;
+use crate::mongo::usage::MongoSeries;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
-use series::{POINTS_MAX, Series};
+pub(crate) use series::{POINTS_MAX, RowKey, Series, SqliteSeries, Unwritten};
 pub use series::{Point, Step, Used};
 
 /// Name of the file in the data folder.
@@ -37,6 +39,8 @@ const JOBS_MAX: usize = 1024;
 pub const TOTALS_WAITING_MAX: usize = 4;
 /// How often old rows are removed.
 const UPKEEP: Duration = Duration::from_secs(60);
+/// Apps and minutes per transaction: few enough to be written in time by a slow database.
+const WRITTEN_AT_ONCE: usize = 500;
 /// Pause after a failed write.
 const RETRY: Duration = Duration::from_millis(500);
 /// A question that is not answered by then is given up.
@@ -119,22 +123,30 @@ enum Job {
     Stop,
 }
 
-/// Opens the file and starts the thread; returns what apps have used so far, for the shards' start. `tell` is called when
-/// a mark is passed, and again with the next look where it says that it could not.
+/// Opens the file, or the database where there is one, and starts the thread; returns what apps have used so far, for
+/// the shards' start. `tell` is called when a mark is passed, and again with the
+/// next look where it says that it could not.
 ///
 /// # Errors
-/// The file cannot be used.
+/// It cannot be used.
 ///
 /// # Panics
 /// A thread cannot be started: there is no process without it.
 pub fn start(
     data_dir: &Path,
+    mongo: Option<Mongo>,
     registry: RegistryHandle,
     shards: Vec<InboxSender<AppTotals>>,
     tell: impl Fn(&Mark) -> bool + Send + 'static,
 ) -> Result<(UsageHandle, AppTotals), String> {
-    let path = data_dir.join(USAGE_FILE);
-    let series = Series::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut series: Box<dyn Series> = match mongo {
+        Some(mongo) => Box::new(MongoSeries::new(mongo)),
+        None => {
+            let path = data_dir.join(USAGE_FILE);
+            let series = SqliteSeries::open(&path);
+            Box::new(series.map_err(|error| format!("{}: {error}", path.display()))?)
+        }
+    };
     let totals = series.totals(day_of(now_ms()))?;
     let all: AppTotals = Arc::new(totals.iter().map(|(a, t)| (a.clone(), *t)).collect());
     let (jobs, queue) = crossbeam_channel::bounded(JOBS_MAX);
@@ -213,7 +225,7 @@ impl UsageHandle {
 }
 
 struct Keeper {
-    series: Series,
+    series: Box<dyn Series>,
     registry: RegistryHandle,
     /// And whether one has missed something.
     shards: Vec<(InboxSender<AppTotals>, bool)>,
@@ -221,7 +233,7 @@ struct Keeper {
     /// Connections and channels at this moment, by app and shard.
     gauges: HashMap<Arc<str>, BTreeMap<u16, (u32, u32)>>,
     /// By app and minute.
-    unwritten: BTreeMap<(Arc<str>, u64), Used>,
+    unwritten: Unwritten,
     unwritten_since: Option<Instant>,
     /// Apps whose totals the shards do not know yet.
     changed: Vec<Arc<str>>,
@@ -307,9 +319,8 @@ impl Keeper {
 
     fn write(&mut self) {
         if !self.unwritten.is_empty() {
-            match self.series.add(self.unwritten.iter()) {
+            match self.write_parts() {
                 Ok(()) => {
-                    self.unwritten.clear();
                     self.unwritten_since = None;
                     self.is_failing = false;
                 }
@@ -327,6 +338,17 @@ impl Keeper {
         lock(&self.shared.stats).lag_ms = since.map_or(0, |since| {
             u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
         });
+    }
+
+    /// Writes what waits; what is written waits no more.
+    fn write_parts(&mut self) -> Result<(), String> {
+        while !self.unwritten.is_empty() {
+            let part = self.unwritten.iter().take(WRITTEN_AT_ONCE);
+            let part: Unwritten = part.map(|(key, used)| (key.clone(), *used)).collect();
+            self.series.add(&part)?;
+            self.unwritten.retain(|key, _| !part.contains_key(key));
+        }
+        Ok(())
     }
 
     fn tell_shards(&mut self) {
@@ -415,7 +437,7 @@ impl Keeper {
         }
     }
 
-    fn answer(&self, question: &Question) -> Result<Report, String> {
+    fn answer(&mut self, question: &Question) -> Result<Report, String> {
         let Question {
             app,
             step,

@@ -1,9 +1,10 @@
-//! What apps have used, by minute, hour and day, in an SQLite file of its own (`usage.db`).
+//! What apps have used, by minute, hour and day: kept in an SQLite file of its own (`usage.db`), or in MongoDB
+//! ([`crate::mongo::usage`]).
 //!
 //! Invariants: a minute, its hour and its day are changed in one transaction; what a commit has confirmed survives the
 //! end of the process at any moment (a power cut may take the last seconds).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::sqlite_file::{Form, told};
 /// How long somebody else may be in the way: a backup, or an operator's shell.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Points of a series in one answer.
-pub(super) const POINTS_MAX: usize = 5000;
+pub(crate) const POINTS_MAX: usize = 5000;
 
 const FORM: Form = Form {
     // "SHUS".
@@ -49,7 +50,7 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
+    pub(crate) const ALL: [Self; 3] = [Self::Minute, Self::Hour, Self::Day];
 
     /// Seconds.
     #[must_use]
@@ -62,7 +63,7 @@ impl Step {
     }
 
     /// Seconds that rows of it are kept: 2 days, 60 days, 2 years.
-    const fn kept_s(self) -> u64 {
+    pub(crate) const fn kept_s(self) -> u64 {
         let days = match self {
             Self::Minute => 2,
             Self::Hour => 60,
@@ -109,18 +110,54 @@ pub struct Point {
     pub used: Used,
 }
 
+/// What waits to be written, by app and minute (Unix s).
+pub(crate) type Unwritten = BTreeMap<(Arc<str>, u64), Used>;
+
+/// Where usage is kept, owned by one thread. The texts of errors are for the operator.
+pub(crate) trait Series: Send {
+    /// What every app has used of a day and its month.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn totals(&mut self, day: u32) -> Result<HashMap<Arc<str>, Totals>, String>;
+
+    /// Adds what was used at a time to its minute, hour and day: all of it or nothing.
+    ///
+    /// # Errors
+    /// Nothing was added.
+    fn add(&mut self, used: &Unwritten) -> Result<(), String>;
+
+    /// One app's series from one time to another (Unix ms, the end not included), at most [`POINTS_MAX`] of it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn read(
+        &mut self,
+        app: &str,
+        step: Step,
+        from_ms: u64,
+        to_ms: u64,
+    ) -> Result<Vec<Point>, String>;
+
+    /// Removes rows that are older than they are kept.
+    ///
+    /// # Errors
+    /// Nothing, or not all, was removed.
+    fn forget_old(&mut self, now_s: u64) -> Result<(), String>;
+}
+
 /// The open file.
 #[derive(Debug)]
-pub(super) struct Series {
+pub(crate) struct SqliteSeries {
     db: Connection,
 }
 
-impl Series {
+impl SqliteSeries {
     /// Opens the file, and makes it where it is missing.
     ///
     /// # Errors
     /// It cannot be used; the text is for the operator.
-    pub(super) fn open(path: &Path) -> Result<Self, String> {
+    pub(crate) fn open(path: &Path) -> Result<Self, String> {
         let db = Connection::open(path).map_err(told)?;
         db.busy_timeout(BUSY_TIMEOUT).map_err(told)?;
         db.pragma_update(None, "journal_mode", "WAL")
@@ -131,11 +168,61 @@ impl Series {
         Ok(Self { db })
     }
 
-    /// What every app has used of a day and its month.
+    /// All rows behind one, in order: app, seconds of the step, Unix s of the start, and what was used.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub(super) fn totals(&self, day: u32) -> Result<HashMap<Arc<str>, Totals>, String> {
+    /// They cannot be read.
+    pub(crate) fn rows(&self, after: &RowKey, limit: usize) -> Result<Vec<(RowKey, Used)>, String> {
+        let text = "SELECT app, step, start, messages, deliveries, refused, connections, channels FROM usage
+                    WHERE (app, step, start) > (?1, ?2, ?3) ORDER BY app, step, start LIMIT ?4";
+        let mut query = self.db.prepare_cached(text).map_err(told)?;
+        let (app, step, start) = after;
+        let rows = query.query_map(params![app, step, start, limit], |row| {
+            let key = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let used = Used {
+                messages: row.get(3)?,
+                deliveries: row.get(4)?,
+                refused: row.get(5)?,
+                connections_peak: row.get(6)?,
+                channels_peak: row.get(7)?,
+            };
+            Ok((key, used))
+        });
+        rows.and_then(Iterator::collect).map_err(told)
+    }
+
+    /// Puts rows, whatever was there of their keys.
+    ///
+    /// # Errors
+    /// None was put.
+    pub(crate) fn put_rows(&mut self, rows: &[(RowKey, Used)]) -> Result<(), String> {
+        let change = self.db.transaction().map_err(told)?;
+        {
+            let text = "INSERT OR REPLACE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+            let mut put = change.prepare_cached(text).map_err(told)?;
+            for ((app, step, start), used) in rows {
+                put.execute(params![
+                    app,
+                    step,
+                    start,
+                    used.messages,
+                    used.deliveries,
+                    used.refused,
+                    used.connections_peak,
+                    used.channels_peak,
+                ])
+                .map_err(told)?;
+            }
+        }
+        change.commit().map_err(told)
+    }
+}
+
+/// App, seconds of the step, and Unix s of the start.
+pub(crate) type RowKey = (String, u64, u64);
+
+impl Series for SqliteSeries {
+    fn totals(&mut self, day: u32) -> Result<HashMap<Arc<str>, Totals>, String> {
         let start = |day: u32| u64::from(day) * Step::Day.seconds();
         let text = "SELECT app, sum(messages), sum(CASE WHEN start = ?2 THEN messages ELSE 0 END)
                     FROM usage WHERE step = ?1 AND start BETWEEN ?3 AND ?2 GROUP BY app";
@@ -157,14 +244,7 @@ impl Series {
         Ok(found)
     }
 
-    /// Adds what was used at a time to its minute, hour and day: all of it or nothing.
-    ///
-    /// # Errors
-    /// Nothing was added.
-    pub(super) fn add<'a>(
-        &mut self,
-        used: impl Iterator<Item = (&'a (Arc<str>, u64), &'a Used)>,
-    ) -> Result<(), String> {
+    fn add(&mut self, used: &Unwritten) -> Result<(), String> {
         let change = self.db.transaction().map_err(told)?;
         {
             let text = "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
@@ -191,12 +271,8 @@ impl Series {
         change.commit().map_err(told)
     }
 
-    /// One app's series from one time to another (Unix ms, the end not included), at most [`POINTS_MAX`] of it.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub(super) fn read(
-        &self,
+    fn read(
+        &mut self,
         app: &str,
         step: Step,
         from_ms: u64,
@@ -222,11 +298,7 @@ impl Series {
         rows.and_then(Iterator::collect).map_err(told)
     }
 
-    /// Removes rows that are older than they are kept.
-    ///
-    /// # Errors
-    /// Nothing, or not all, was removed.
-    pub(super) fn forget_old(&mut self, now_s: u64) -> Result<(), String> {
+    fn forget_old(&mut self, now_s: u64) -> Result<(), String> {
         for step in Step::ALL {
             let before = now_s.saturating_sub(step.kept_s());
             self.db
@@ -243,6 +315,8 @@ impl Series {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mongo::testing::TestDatabase;
+    use crate::mongo::usage::MongoSeries;
 
     /// 2026-11-24 00:00.
     const DAY: u32 = 20_781;
@@ -256,51 +330,72 @@ mod tests {
         }
     }
 
-    fn add(series: &mut Series, app: &str, at_s: u64, part: Used) {
+    fn add(series: &mut dyn Series, app: &str, at_s: u64, part: Used) {
         let key = (Arc::from(app), at_s - at_s % 60);
-        series.add(std::iter::once((&key, &part))).unwrap();
+        series.add(&[(key, part)].into()).unwrap();
     }
 
-    #[test]
-    fn sums_are_exact_at_every_step_and_after_opening_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("usage.db");
-        let mut series = Series::open(&path).unwrap();
-        for second in (0..7200).step_by(10) {
-            add(&mut series, "a", DAY_S + second, used(3, second));
+    fn sums_are_exact_at_every_step_and_after_opening_again(
+        open: impl Fn() -> Box<dyn Series>,
+        every_s: usize,
+    ) {
+        let mut series = open();
+        for second in (0..7200).step_by(every_s) {
+            add(&mut *series, "a", DAY_S + second, used(3, second));
         }
-        add(&mut series, "a", DAY_S - 1, used(1000, 0));
-        add(&mut series, "b", DAY_S, used(5, 0));
+        add(&mut *series, "a", DAY_S - 1, used(1000, 0));
+        add(&mut *series, "b", DAY_S, used(5, 0));
         drop(series);
-        let series = Series::open(&path).unwrap();
+        let mut series = open();
+        let sum = 3 * 7200 / every_s as u64;
         for (step, points) in [(Step::Minute, 120), (Step::Hour, 2), (Step::Day, 1)] {
             let rows = series
                 .read("a", step, DAY_S * 1000, (DAY_S + 86_400) * 1000)
                 .unwrap();
             assert_eq!(rows.len(), points, "{step:?}");
-            assert_eq!(rows.iter().map(|p| p.used.messages).sum::<u64>(), 2160);
-            assert_eq!(rows.last().unwrap().used.connections_peak, 7190);
+            assert_eq!(rows.iter().map(|p| p.used.messages).sum::<u64>(), sum);
+            let last = (7200 - every_s) as u64;
+            assert_eq!(rows.last().unwrap().used.connections_peak, last);
         }
         let totals = series.totals(DAY).unwrap();
-        assert_eq!(totals["a"].messages_day, 2160);
-        assert_eq!(totals["a"].messages_month, 3160);
+        assert_eq!(totals["a"].messages_day, sum);
+        assert_eq!(totals["a"].messages_month, sum + 1000);
         assert_eq!(totals["b"].messages_day, 5);
     }
 
-    #[test]
-    fn a_month_begins_anew_and_old_rows_go() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut series = Series::open(&folder.path().join("usage.db")).unwrap();
+    fn a_month_begins_anew_and_old_rows_go(mut series: Box<dyn Series>) {
         // 2026-10-31 and 2026-11-01.
         for day in [DAY - 24, DAY - 23] {
-            add(&mut series, "a", u64::from(day) * 86_400, used(1, 0));
+            add(&mut *series, "a", u64::from(day) * 86_400, used(1, 0));
         }
         assert_eq!(series.totals(DAY).unwrap()["a"].messages_month, 1);
         series.forget_old(DAY_S).unwrap();
-        let all = |step| series.read("a", step, 0, u64::MAX / 2).unwrap().len();
+        let mut all = |step| series.read("a", step, 0, u64::MAX / 2).unwrap().len();
         assert_eq!(
             (all(Step::Minute), all(Step::Hour), all(Step::Day)),
             (0, 2, 2)
         );
+    }
+
+    #[test]
+    fn in_sqlite() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str| -> Box<dyn Series> {
+            Box::new(SqliteSeries::open(&folder.path().join(name)).unwrap())
+        };
+        sums_are_exact_at_every_step_and_after_opening_again(|| open("usage.db"), 10);
+        a_month_begins_anew_and_old_rows_go(open("other.db"));
+    }
+
+    #[test]
+    fn in_mongo() {
+        if !TestDatabase::is_there() {
+            return;
+        }
+        let database = TestDatabase::make();
+        let open = || -> Box<dyn Series> { Box::new(MongoSeries::new(database.mongo.clone())) };
+        sums_are_exact_at_every_step_and_after_opening_again(open, 60);
+        let other = TestDatabase::make();
+        a_month_begins_anew_and_old_rows_go(Box::new(MongoSeries::new(other.mongo.clone())));
     }
 }

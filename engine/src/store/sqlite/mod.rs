@@ -4,6 +4,7 @@
 //! be copied while in use by whatever speaks SQLite (`VACUUM INTO`, `.backup`). The data folder's lock keeps a second
 //! process out. On disk: [`schema`].
 
+mod archive;
 mod channels;
 mod checkpoint;
 mod read;
@@ -11,7 +12,7 @@ mod retention;
 mod schema;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod write;
 
 use std::fs::OpenOptions;

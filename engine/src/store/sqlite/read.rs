@@ -8,6 +8,7 @@ use shardwire_proto::record::{Loaded, Page, Question, Record, StoreAnswer, Store
 use super::channels::ChannelRow;
 use super::retention::{self, Times};
 use super::{Error, int, schema, uint};
+use crate::store::page::PageBuilder;
 
 /// Inside of a transaction.
 pub(super) fn answer(db: &Connection, read: &StoreRead, now: i64) -> Result<StoreAnswer, Error> {
@@ -186,7 +187,7 @@ impl Channel<'_> {
     }
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     Ok(Record {
         sequence: uint(row.get(0)?),
         timestamp: uint(row.get(1)?),
@@ -194,66 +195,4 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
         publisher: row.get_ref(3)?.as_str()?.into(),
         data: row.get_ref(4)?.as_str()?.into(),
     })
-}
-
-/// Takes messages in a page's order until the page is full, and sees to it that it does not end within a run of equal
-/// timestamps: it goes on for the run, or gives back what it has of it.
-struct PageBuilder<'p> {
-    page: &'p Page,
-    messages: Vec<Arc<Record>>,
-    bytes: usize,
-    /// The page ends within a run.
-    cut: bool,
-}
-
-impl<'p> PageBuilder<'p> {
-    fn new(page: &'p Page) -> Self {
-        Self {
-            page,
-            messages: Vec::new(),
-            bytes: 0,
-            cut: false,
-        }
-    }
-
-    /// Whether it takes more.
-    fn add(&mut self, message: Record) -> bool {
-        let Some(last) = self.messages.last() else {
-            self.bytes = message.weight();
-            self.messages.push(Arc::new(message));
-            return true;
-        };
-        let ties = message.timestamp == last.timestamp;
-        let limit = self.page.limit.max(1);
-        let count = self.messages.len();
-        let bytes = self.bytes.saturating_add(message.weight());
-        let room = if ties {
-            limit.saturating_add(self.page.ties_max)
-        } else {
-            limit
-        };
-        if count >= room || bytes > self.page.bytes_max {
-            self.cut = ties;
-            return false;
-        }
-        self.bytes = bytes;
-        self.messages.push(Arc::new(message));
-        true
-    }
-
-    fn finish(mut self) -> Vec<Arc<Record>> {
-        if self.cut {
-            let run = self.messages.last().map(|last| last.timestamp);
-            let start = self
-                .messages
-                .iter()
-                .position(|message| Some(message.timestamp) == run);
-            // A run that fills a page by itself has to be cut.
-            match start {
-                Some(0) | None => {}
-                Some(start) => self.messages.truncate(start),
-            }
-        }
-        self.messages
-    }
 }
