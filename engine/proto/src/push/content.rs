@@ -199,7 +199,11 @@ impl Content {
         put(&mut on_android, "icon", self.icon.as_ref());
         put(&mut on_android, "tag", self.collapse_id.as_ref());
         let words = &self.localisation;
-        put(&mut on_android, "title_loc_key", words.title_loc_key.as_ref());
+        put(
+            &mut on_android,
+            "title_loc_key",
+            words.title_loc_key.as_ref(),
+        );
         put_list(&mut on_android, "title_loc_args", &words.title_loc_args);
         put(&mut on_android, "body_loc_key", words.body_loc_key.as_ref());
         put_list(&mut on_android, "body_loc_args", &words.body_loc_args);
@@ -315,7 +319,9 @@ fn ttl(fields: &Map<String, Value>) -> Result<u32, ProtocolError> {
         .as_u64()
         .or_else(|| value.as_f64().filter(|s| *s >= 0.0).map(|s| s as u64));
     let seconds = seconds.ok_or_else(|| wrong("`ttl` must be a number of seconds"))?;
-    Ok(u32::try_from(seconds).unwrap_or(u32::MAX).min(TTL_S_DEFAULT))
+    Ok(u32::try_from(seconds)
+        .unwrap_or(u32::MAX)
+        .min(TTL_S_DEFAULT))
 }
 
 fn urgency(fields: &Map<String, Value>) -> Result<Urgency, ProtocolError> {
@@ -343,9 +349,11 @@ mod tests {
 
     #[test]
     fn each_provider_gets_its_form() {
-        let full = content(json!({"title": "T", "body": "B", "icon": "i", "image": "p", "badge": 3,
+        let full = content(
+            json!({"title": "T", "body": "B", "icon": "i", "image": "p", "badge": 3,
             "url": "u", "data": {"n": 1, "s": "x"}, "ttl": 60.0, "urgency": "high", "topic": "up",
-            "titleLocKey": "K", "titleLocArgs": ["a"]}))
+            "titleLocKey": "K", "titleLocArgs": ["a"]}),
+        )
         .unwrap();
         let web = json_of(&full.to_web());
         assert_eq!((&web["title"], &web["data"]["n"]), (&json!("T"), &json!(1)));
@@ -368,7 +376,10 @@ mod tests {
         );
         assert_eq!(full.apns_priority(), 10);
         let silent = content(json!({"data": {"aps": "mine"}})).unwrap();
-        assert_eq!(json_of(&silent.to_apns()), json!({"aps": {"content-available": 1}}));
+        assert_eq!(
+            json_of(&silent.to_apns()),
+            json!({"aps": {"content-available": 1}})
+        );
         assert_eq!(silent.apns_priority(), 5);
         assert_eq!(silent.ttl, TTL_S_DEFAULT);
     }

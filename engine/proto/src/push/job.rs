@@ -274,7 +274,14 @@ mod tests {
             ttl,
             ..Content::default()
         };
-        Job::new("job_1".into(), "a".into(), Audience::default(), content, None, 0)
+        Job::new(
+            "job_1".into(),
+            "a".into(),
+            Audience::default(),
+            content,
+            None,
+            0,
+        )
     }
 
     fn retry(after_ms: Option<u64>) -> Verdict {
@@ -291,13 +298,23 @@ mod tests {
         let mut page = job.add_page(vec!["a".into(), "b".into()], 0).unwrap();
         assert_eq!(page.settle("a", retry(Some(5000)), &mut job, 0, 0), None);
         assert_eq!(page.due_ms(), 0, "b waits as before");
-        assert_eq!(page.settle("b", Verdict::Sent, &mut job, 0, 0), Some(Settled::Sent));
+        assert_eq!(
+            page.settle("b", Verdict::Sent, &mut job, 0, 0),
+            Some(Settled::Sent)
+        );
         assert_eq!(page.due_ms(), 5000);
         assert_eq!(page.defer("a", 10_000, &job), None);
         let late = page.settle("a", retry(Some(50_000)), &mut job, 10_000, 0);
-        assert!(matches!(late, Some(Settled::Failed(_))), "its ttl is over by then");
+        assert!(
+            matches!(late, Some(Settled::Failed(_))),
+            "its ttl is over by then"
+        );
         assert!(page.entries.is_empty());
-        assert_eq!(page.settle("a", Verdict::Sent, &mut job, 0, 0), None, "told twice");
+        assert_eq!(
+            page.settle("a", Verdict::Sent, &mut job, 0, 0),
+            None,
+            "told twice"
+        );
         job.planned = true;
         assert!(!job.finish_if_done(1, 9) && job.finish_if_done(0, 9) && !job.finish_if_done(0, 9));
     }

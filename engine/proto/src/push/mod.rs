@@ -15,9 +15,7 @@ pub mod verdict;
 use serde::{Deserialize, Serialize};
 
 /// Who delivers to a device.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Platform {
     /// A browser's push service (RFC 8030).
@@ -45,7 +43,9 @@ impl Platform {
     /// The one with this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|platform| platform.name() == name)
+        Self::ALL
+            .into_iter()
+            .find(|platform| platform.name() == name)
     }
 }
 

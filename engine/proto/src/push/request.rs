@@ -119,7 +119,9 @@ pub fn parse_register(body: &[u8]) -> Result<Registration, ProtocolError> {
     if let Some(metadata) = &metadata
         && serde_json::to_vec(metadata).map_or(0, |json| json.len()) > METADATA_BYTES_MAX
     {
-        return Err(wrong(format!("`metadata` is above {METADATA_BYTES_MAX} bytes")));
+        return Err(wrong(format!(
+            "`metadata` is above {METADATA_BYTES_MAX} bytes"
+        )));
     }
     Ok(Registration {
         member: member(&fields)?,
@@ -450,13 +452,31 @@ mod tests {
             (json!({"platform": "fcm"}), 40003),
             (json!({"platform": "fcm", "deviceToken": 5}), 40003),
             (json!({"platform": "apns", "deviceToken": "../x"}), 40003),
-            (json!({"platform": "fcm", "deviceToken": "t", "memberId": "a\nb"}), 40003),
-            (json!({"platform": "fcm", "deviceToken": "t", "channels": ["a b"]}), 40009),
-            (json!({"platform": "fcm", "deviceToken": "t", "channels": "a"}), 40003),
-            (json!({"platform": "web", "webPush": {"endpoint": "https://a"}}), 40003),
-            (json!({"platform": "web", "webPush": {"endpoint": "file:///x", "keys": keys()}}), 40003),
-            (json!({"platform": "web", "webPush": {"endpoint": "https://a",
-                "keys": {"p256dh": "AAAA", "auth": "AAAA"}}}), 40003),
+            (
+                json!({"platform": "fcm", "deviceToken": "t", "memberId": "a\nb"}),
+                40003,
+            ),
+            (
+                json!({"platform": "fcm", "deviceToken": "t", "channels": ["a b"]}),
+                40009,
+            ),
+            (
+                json!({"platform": "fcm", "deviceToken": "t", "channels": "a"}),
+                40003,
+            ),
+            (
+                json!({"platform": "web", "webPush": {"endpoint": "https://a"}}),
+                40003,
+            ),
+            (
+                json!({"platform": "web", "webPush": {"endpoint": "file:///x", "keys": keys()}}),
+                40003,
+            ),
+            (
+                json!({"platform": "web", "webPush": {"endpoint": "https://a",
+                "keys": {"p256dh": "AAAA", "auth": "AAAA"}}}),
+                40003,
+            ),
         ] {
             assert_eq!(read(parse_register, &body).unwrap_err(), code, "{body}");
         }
@@ -474,7 +494,10 @@ mod tests {
         let all = read(|body| parse_send(body, false), &all).unwrap();
         assert!(all.audience.members.is_empty() && all.audience.channel.is_none());
         let nobody = json!({"title": "t"});
-        assert_eq!(read(|body| parse_send(body, false), &nobody).unwrap_err(), 40003);
+        assert_eq!(
+            read(|body| parse_send(body, false), &nobody).unwrap_err(),
+            40003
+        );
         assert!(read(|body| parse_send(body, true), &nobody).is_ok());
     }
 

@@ -69,7 +69,10 @@ pub fn of_fcm(status: u16, body: &[u8], after_ms: Option<u64>) -> Verdict {
     };
     let code = in_details("errorCode").or_else(|| error.get("status").cloned());
     let code = code.as_ref().and_then(Value::as_str).unwrap_or("");
-    let told = format!("FCM: {} (HTTP {status})", if code.is_empty() { "refused" } else { code });
+    let told = format!(
+        "FCM: {} (HTTP {status})",
+        if code.is_empty() { "refused" } else { code }
+    );
     let names_token = in_details("fieldViolations").is_some_and(|violations| {
         let mut all = violations.as_array().into_iter().flatten();
         all.any(|violation| violation.get("field").and_then(Value::as_str) == Some("message.token"))
@@ -97,7 +100,10 @@ pub fn of_apns(status: u16, body: &[u8], after_ms: Option<u64>) -> Verdict {
         return Verdict::Sent;
     }
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let reason = body.get("reason").and_then(Value::as_str).unwrap_or("refused");
+    let reason = body
+        .get("reason")
+        .and_then(Value::as_str)
+        .unwrap_or("refused");
     let told = format!("APNs: {reason} (HTTP {status})");
     match (status, reason) {
         (410, _) => Verdict::Gone {
@@ -163,15 +169,27 @@ mod tests {
             (404, error("UNREGISTERED"), "gone"),
             (403, error("SENDER_ID_MISMATCH"), "gone"),
             (400, error("INVALID_ARGUMENT"), "failed"),
-            (400, json!({"error": {"status": "INVALID_ARGUMENT", "details": [
-                {"fieldViolations": [{"field": "message.token"}]}]}}), "gone"),
+            (
+                400,
+                json!({"error": {"status": "INVALID_ARGUMENT", "details": [
+                {"fieldViolations": [{"field": "message.token"}]}]}}),
+                "gone",
+            ),
             (401, error("THIRD_PARTY_AUTH_ERROR"), "failed"),
-            (401, json!({"error": {"status": "UNAUTHENTICATED"}}), "renew"),
+            (
+                401,
+                json!({"error": {"status": "UNAUTHENTICATED"}}),
+                "renew",
+            ),
             (429, error("QUOTA_EXCEEDED"), "trouble"),
             (503, error("UNAVAILABLE"), "trouble"),
             (500, error("INTERNAL"), "trouble"),
             (404, Value::Null, "gone"),
-            (403, json!({"error": {"status": "PERMISSION_DENIED"}}), "failed"),
+            (
+                403,
+                json!({"error": {"status": "PERMISSION_DENIED"}}),
+                "failed",
+            ),
         ] {
             let verdict = of_fcm(status, body.to_string().as_bytes(), None);
             assert_eq!(kind(&verdict), expected, "{status} {body}");
@@ -199,9 +217,19 @@ mod tests {
             (503, "Shutdown", "trouble"),
         ] {
             let body = json!({ "reason": reason, "timestamp": 7 }).to_string();
-            assert_eq!(kind(&of_apns(status, body.as_bytes(), None)), expected, "{reason}");
+            assert_eq!(
+                kind(&of_apns(status, body.as_bytes(), None)),
+                expected,
+                "{reason}"
+            );
         }
         let gone = of_apns(410, br#"{"reason":"Unregistered","timestamp":7}"#, None);
-        assert!(matches!(gone, Verdict::Gone { since_ms: Some(7), .. }));
+        assert!(matches!(
+            gone,
+            Verdict::Gone {
+                since_ms: Some(7),
+                ..
+            }
+        ));
     }
 }
