@@ -32,9 +32,11 @@ use crate::activation::Inherited;
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
+use crate::records::sqlite::SqliteRecordStorage;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::side::push::{self, PushHandle, WhoIsThere};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -93,6 +95,8 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// Push cannot be used.
+    Push(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -112,6 +116,7 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
+            Self::Push(error) => write!(f, "cannot start push: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
@@ -174,6 +179,18 @@ pub fn run(
         .unzip();
     let (usage, used) =
         usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let records = SqliteRecordStorage::new(&config.data_dir);
+    let (ask_who, who) = inbox::bounded(push::WHO_WAITING_MAX);
+    let data_dir = &config.data_dir;
+    let push = push::start(
+        &records,
+        &config.push,
+        data_dir,
+        registry.clone(),
+        ask_who,
+        true,
+    )
+    .map_err(RunError::Push)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
@@ -184,6 +201,8 @@ pub fn run(
         registry: registry.clone(),
         store: store.clone(),
         usage: usage.clone(),
+        push: push.clone(),
+        who,
         used,
         tls: tls.clone(),
         admin: sockets.admin,
@@ -215,6 +234,7 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    push.shutdown();
     usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
@@ -317,6 +337,8 @@ struct Served {
     registry: RegistryHandle,
     store: StoreHandle,
     usage: UsageHandle,
+    push: PushHandle,
+    who: Inbox<WhoIsThere>,
     /// What apps have used before this start.
     used: AppTotals,
     tls: Acceptors,
@@ -360,6 +382,7 @@ fn start_shards(
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
     let mut admin = Some(served.admin);
+    let mut who = Some(served.who);
     let inboxes = inboxes
         .replies
         .into_iter()
@@ -378,6 +401,8 @@ fn start_shards(
             used: served.used.clone(),
             totals,
             snapshots,
+            push: served.push.clone(),
+            who: who.take(),
             options: options(config),
             seed: random_u64(),
             clock: served.clock,

@@ -6,6 +6,7 @@ mod connections;
 mod keys;
 mod messages;
 mod node;
+pub(crate) mod push;
 mod revocations;
 mod subscribe;
 mod top;
@@ -49,6 +50,7 @@ impl Session<'_> {
             Command::Top(command) => self.top(&command),
             Command::Plans(command) => self.plans(command),
             Command::Usage(command) => self.usage(&command),
+            Command::Push(command) => self.push(command),
             Command::Nodes => self.nodes(),
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),

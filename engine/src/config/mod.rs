@@ -19,6 +19,7 @@ use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFE
 use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
+use crate::side::push::PushConfig;
 use crate::store::StoreConfig;
 
 use self::cli::Flags;
@@ -85,6 +86,8 @@ pub struct Config {
     pub history: History,
     /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
     pub namespace: Vec<Namespace>,
+    /// Push notifications.
+    pub push: PushConfig,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -294,6 +297,7 @@ impl Config {
             store: reader.take_section("store", StoreConfig::default()),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
+            push: reader.take_section("push", PushConfig::default()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -395,7 +399,7 @@ impl Config {
                 DRAIN_DEADLINE_S_MAX,
             ),
         ];
-        for (key, value, min, max) in bounds {
+        for (key, value, min, max) in bounds.into_iter().chain(self.push.bounds()) {
             if !(min..=max).contains(&value) {
                 let place = reader.place(key);
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));

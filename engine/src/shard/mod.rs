@@ -36,6 +36,7 @@ pub use self::core::{Core, Handshake, IoCounts};
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
+use crate::side::push::PushHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
 use crate::usage::UsageHandle;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub registry: Option<RegistryHandle>,
     /// Where usage is added up; none where it is not.
     pub usage: Option<UsageHandle>,
+    /// Who sends push notifications; none where nobody does.
+    pub push: Option<PushHandle>,
 }
 
 pub struct ShardRuntime<C> {

@@ -2,10 +2,11 @@
 //! follows from their answers.
 //!
 //! [`request`] reads every SDK's forms, [`content`] writes what each provider wants, [`verdict`] reads what they answer,
-//! [`retry`] says when to try again, [`job`] is a send on its way. Not here: encryption, connections and the store.
+//! [`bridge`] makes notifications of messages, [`retry`] says when to try again, [`job`] is a send on its way. Not here: encryption, connections and the store.
 //! Invariants: what has been read here is bounded and fits into one notification of each provider; a job's counts and
 //! its open pages together always tell where each recipient is.
 
+pub mod bridge;
 pub mod content;
 pub mod job;
 pub mod request;

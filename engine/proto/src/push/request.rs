@@ -63,7 +63,7 @@ pub struct Enrolment {
 }
 
 /// Who is to be notified.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audience {
     /// Empty: everybody.
@@ -72,6 +72,9 @@ pub struct Audience {
     /// Only devices that are enrolled in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel: Option<String>,
+    /// Only members without a connection.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
 }
 
 /// A notification and who is to get it.
@@ -193,7 +196,11 @@ pub fn parse_send(body: &[u8], to_all: bool) -> Result<SendRequest, ProtocolErro
         Some(_) => return Err(wrong("`payload` must be an object")),
     };
     Ok(SendRequest {
-        audience: Audience { members, channel },
+        audience: Audience {
+            members,
+            channel,
+            absent: false,
+        },
         content,
     })
 }

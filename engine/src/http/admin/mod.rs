@@ -15,6 +15,7 @@ mod document;
 mod node;
 mod plans;
 mod probe;
+mod push;
 mod routes;
 
 use std::cell::{Cell, RefCell};
@@ -239,6 +240,9 @@ impl Caller<'_> {
             Endpoint::Plans | Endpoint::Plan => self.plans(),
             Endpoint::PutPlan | Endpoint::DeletePlan => self.change_plan().await,
             Endpoint::Usage => self.usage().await,
+            Endpoint::PushProviders | Endpoint::PutPushProvider | Endpoint::DeletePushProvider => {
+                self.push_providers().await
+            }
         }
     }
 

@@ -47,6 +47,9 @@ pub(super) enum Endpoint {
     PutPlan,
     DeletePlan,
     Usage,
+    PushProviders,
+    PutPushProvider,
+    DeletePushProvider,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -71,7 +74,7 @@ const fn resource(
 }
 
 /// Every path. `{id}` is what the last part of a path names.
-pub(super) const RESOURCES: [Resource; 19] = [
+pub(super) const RESOURCES: [Resource; 21] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -166,6 +169,19 @@ pub(super) const RESOURCES: [Resource; 19] = [
         "/admin/apps/{app}/usage",
         "GET, HEAD",
         &[("GET", Endpoint::Usage)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers",
+        "GET, HEAD",
+        &[("GET", Endpoint::PushProviders)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers/{id}",
+        "PUT, DELETE",
+        &[
+            ("PUT", Endpoint::PutPushProvider),
+            ("DELETE", Endpoint::DeletePushProvider),
+        ],
     ),
     resource("/admin/plans", "GET, HEAD", &[("GET", Endpoint::Plans)]),
     resource(

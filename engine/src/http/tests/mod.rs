@@ -92,7 +92,9 @@ impl Node {
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
+                push: None,
                 usage: None,
+                push: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),

@@ -19,6 +19,8 @@ mod vault;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::push::Platform;
+use shardwire_proto::push::bridge::Notice;
 use shardwire_proto::push::job::Counts;
 use shardwire_proto::push::request::{
     Enrolment, ListQuery, Registration, SendRequest, Unregistration,
@@ -42,6 +45,10 @@ use vault::Vault;
 
 /// Questions that may wait; of more, each is refused (50300).
 const ASKS_MAX: usize = 1024;
+/// Questions to the shards that may wait; of more, each is asked again later.
+pub const WHO_WAITING_MAX: usize = 64;
+/// Messages for absent members that may wait; of more, each is left out.
+const NOTICES_MAX: usize = 4096;
 /// An answer that takes longer than this beside the wait for a send is given up.
 const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 /// How long a stop waits for the threads.
@@ -138,7 +145,29 @@ struct Ask {
 
 enum Input {
     Ask(Box<Ask>),
+    /// Which members of a page have a connection; `None` where not every shard has said so.
+    Connected {
+        job: Arc<str>,
+        members: Option<Vec<Box<str>>>,
+    },
     Stop,
+}
+
+/// A question to the shards: which of these members have a connection.
+pub struct WhoIsThere {
+    pub app: Arc<str>,
+    pub members: Vec<Box<str>>,
+    job: Arc<str>,
+    reply: Sender<Input>,
+}
+
+impl WhoIsThere {
+    /// Answers with those that have one; `None` where that is not known.
+    pub fn answer(self, members: Option<Vec<Box<str>>>) {
+        let job = self.job;
+        // Whoever gets no answer asks again.
+        _ = self.reply.try_send(Input::Connected { job, members });
+    }
 }
 
 /// Numbers for metrics, by platform.
@@ -151,12 +180,15 @@ pub struct PushStats {
     pub in_flight: u64,
     /// Writes that failed.
     pub failures: u64,
+    /// Messages whose absent members were not told, as too many waited.
+    pub notices_dropped: u64,
 }
 
 /// The way to the keeper thread, for any thread. Clones are the same.
 #[derive(Clone)]
 pub struct PushHandle {
     inputs: Sender<Input>,
+    notices: Sender<Notice>,
     wait: Duration,
     shared: Arc<Shared>,
 }
@@ -170,6 +202,7 @@ impl std::fmt::Debug for PushHandle {
 #[derive(Default)]
 struct Shared {
     stats: Mutex<PushStats>,
+    notices_dropped: AtomicU64,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -186,6 +219,7 @@ pub fn start(
     config: &PushConfig,
     data_dir: &Path,
     registry: RegistryHandle,
+    who: InboxSender<WhoIsThere>,
     alone: bool,
 ) -> Result<PushHandle, String> {
     let store = storage.open(Area::Push).map_err(|e| e.to_string())?;
@@ -194,10 +228,16 @@ pub fn start(
     let vault = Vault::open(&key_file).map_err(|e| format!("{}: {e}", key_file.display()))?;
     send::check(config)?;
     let (inputs, queue) = crossbeam_channel::bounded(ASKS_MAX);
+    let (notices, noticed) = crossbeam_channel::bounded(NOTICES_MAX);
     let (reports, heard) = crossbeam_channel::bounded(keeper::IN_FLIGHT_MAX);
     let (batches, to_send) = tokio::sync::mpsc::channel(keeper::BATCHES_MAX);
     let shared = Arc::new(Shared::default());
-    let keeper = Keeper::new(store, vault, config.clone(), registry, batches, alone);
+    let peers = keeper::Peers {
+        batches: Some(batches),
+        who,
+        own: inputs.clone(),
+    };
+    let keeper = Keeper::new(store, vault, config.clone(), registry, peers, alone);
     let own = shared.clone();
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         let thread = std::thread::Builder::new().name(name.to_owned());
@@ -207,7 +247,7 @@ pub fn start(
     let threads = vec![
         spawn(
             "push",
-            Box::new(move || keeper.run(&queue, &heard, &own.stats)),
+            Box::new(move || keeper.run(&queue, &noticed, &heard, &own.stats)),
         ),
         spawn(
             "push-send",
@@ -221,6 +261,7 @@ pub fn start(
     *lock(&shared.threads) = threads;
     Ok(PushHandle {
         inputs,
+        notices,
         wait,
         shared,
     })
@@ -249,10 +290,19 @@ impl PushHandle {
         future::or(answer.recv(), late).await
     }
 
+    /// Tells of a message whose absent members are to know. Never waits: where too many wait it is left out and counted.
+    pub fn notice(&self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            self.shared.notices_dropped.fetch_add(1, Relaxed);
+        }
+    }
+
     /// For metrics.
     #[must_use]
     pub fn stats(&self) -> PushStats {
-        lock(&self.shared.stats).clone()
+        let mut stats = lock(&self.shared.stats).clone();
+        stats.notices_dropped += self.shared.notices_dropped.load(Relaxed);
+        stats
     }
 
     /// Ends both threads: what is on its way is waited for and noted, the rest goes on after the next start.

@@ -211,12 +211,11 @@ impl Keeper {
         }
         let wanting: Vec<Arc<str>> = self
             .jobs
-            .iter()
-            .filter(|(_, active)| active.wants_page())
-            .map(|(id, _)| id.clone())
+            .iter_mut()
+            .filter_map(|(id, active)| active.wants_page().then(|| id.clone()))
             .collect();
         for id in wanting {
-            while self.jobs.get(&id).is_some_and(Active::wants_page) && self.plan_page(&id) {}
+            while self.jobs.get_mut(&id).is_some_and(Active::wants_page) && self.plan_page(&id) {}
         }
     }
 
@@ -239,17 +238,13 @@ impl Keeper {
             true
         } else {
             match self.look_up(&active.job) {
+                Ok(asked) if active.job.audience.absent && !asked.0.is_empty() => {
+                    self.ask_who(id, &mut active, asked);
+                    self.jobs.insert(id.clone(), active);
+                    return false;
+                }
                 Ok((found, cursor, planned)) => {
-                    (active.job.cursor, active.job.planned) = (cursor, planned);
-                    let ids = found.iter().map(|recipient| recipient.id.clone());
-                    if let Some(page) = active.job.add_page(ids.collect(), now_ms) {
-                        let mut open = OpenPage::stored(page);
-                        (open.is_stored, open.is_dirty, open.known) = (false, true, found);
-                        active.pages.insert(open.page.number, open);
-                    }
-                    let open = active.pages.len();
-                    active.job.finish_if_done(open, now_ms);
-                    active.is_dirty = true;
+                    active.add_page(found, cursor, planned);
                     true
                 }
                 Err(error) => {
@@ -258,14 +253,16 @@ impl Keeper {
                 }
             }
         };
-        if active.job.state != State::Active {
-            self.is_urgent = true;
-        }
-        // It is written before it is dealt out, so at once while nothing else is on its way.
-        self.is_urgent |= active.pages.values().all(|open| open.in_flight == 0);
-        self.unwritten_since.get_or_insert_with(Instant::now);
+        self.after_plan(&active);
         self.jobs.insert(id.clone(), active);
         went_well
+    }
+
+    pub(super) fn after_plan(&mut self, active: &Active) {
+        // It is written before it is dealt out, so at once while nothing else is on its way.
+        self.is_urgent |= active.job.state != State::Active
+            || active.pages.values().all(|open| open.in_flight == 0);
+        self.unwritten_since.get_or_insert_with(Instant::now);
     }
 
     /// The next recipients of a job, where to go on, and whether these were the last.
@@ -600,7 +597,7 @@ impl Keeper {
 }
 
 impl Active {
-    fn new(job: Job, version: u64) -> Self {
+    pub(super) fn new(job: Job, version: u64) -> Self {
         Self {
             content: Arc::new(job.content.clone()),
             job,
@@ -611,11 +608,30 @@ impl Active {
             results: Vec::new(),
             shown: Vec::new(),
             waiters: Vec::new(),
+            asked: None,
         }
     }
 
+    /// Takes recipients that were looked up, and where looking up goes on.
+    pub(super) fn add_page(&mut self, found: Vec<Recipient>, cursor: Cursor, planned: bool) {
+        let now_ms = now_ms();
+        (self.job.cursor, self.job.planned) = (cursor, planned);
+        let ids = found.iter().map(|recipient| recipient.id.clone());
+        if let Some(page) = self.job.add_page(ids.collect(), now_ms) {
+            let mut open = OpenPage::stored(page);
+            (open.is_stored, open.is_dirty, open.known) = (false, true, found);
+            self.pages.insert(open.page.number, open);
+        }
+        let open = self.pages.len();
+        self.job.finish_if_done(open, now_ms);
+        self.is_dirty = true;
+    }
+
     /// Whether recipients should be looked up: some pages ahead of those that are on their way.
-    fn wants_page(&self) -> bool {
+    fn wants_page(&mut self) -> bool {
+        if self.is_waiting() {
+            return false;
+        }
         let ahead = self
             .pages
             .values()

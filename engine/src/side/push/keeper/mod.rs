@@ -9,6 +9,7 @@
 //! what the next commit brings.
 
 mod answers;
+mod bridge;
 mod commit;
 mod jobs;
 mod providers;
@@ -18,10 +19,12 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select};
+use bridge::{Asked, Quiet};
+use crossbeam_channel::{Receiver, Sender, never, select};
 use data_encoding::BASE64URL_NOPAD;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::push::Platform;
+use shardwire_proto::push::bridge::Notice;
 use shardwire_proto::push::content::Content;
 use shardwire_proto::push::job::{Counts, Job, PAGE_ENTRIES_MAX, Page};
 use tokio::sync::mpsc;
@@ -29,7 +32,7 @@ use tokio::sync::mpsc;
 use super::provider::Provider;
 use super::send::{Batch, Recipient, Report};
 use super::vault::Vault;
-use super::{Answer, Ask, Input, PushConfig, PushStats, Question, lock, now_ms};
+use super::{Answer, Ask, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
 use crate::records::{Change, RecordError, Records};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::InboxSender;
@@ -76,6 +79,11 @@ pub(super) struct Keeper {
     registry: RegistryHandle,
     /// None once stopping.
     batches: Option<mpsc::Sender<Batch>>,
+    /// To a shard, which asks the others.
+    who: InboxSender<WhoIsThere>,
+    /// The way here, for its answers.
+    own: Sender<Input>,
+    quiet: Quiet,
     /// Names this process among those that share a store.
     owner: String,
     /// No other process shares it.
@@ -97,6 +105,14 @@ pub(super) struct Keeper {
     failing_until: Option<Instant>,
     counts: BTreeMap<&'static str, Counts>,
     failures: u64,
+    notices_dropped: u64,
+}
+
+/// Whom the keeper talks to.
+pub(super) struct Peers {
+    pub(super) batches: Option<mpsc::Sender<Batch>>,
+    pub(super) who: InboxSender<WhoIsThere>,
+    pub(super) own: Sender<Input>,
 }
 
 /// What the next commit brings beside progress of jobs.
@@ -128,6 +144,7 @@ struct Active {
     /// All that are kept, for those who wait.
     shown: Vec<serde_json::Value>,
     waiters: Vec<(Reply, Instant)>,
+    asked: Option<Asked>,
 }
 
 struct OpenPage {
@@ -147,7 +164,7 @@ impl Keeper {
         vault: Vault,
         config: PushConfig,
         registry: RegistryHandle,
-        batches: mpsc::Sender<Batch>,
+        peers: Peers,
         alone: bool,
     ) -> Self {
         Self {
@@ -155,7 +172,10 @@ impl Keeper {
             vault,
             config,
             registry,
-            batches: Some(batches),
+            batches: peers.batches,
+            who: peers.who,
+            own: peers.own,
+            quiet: Quiet::new(),
             owner: BASE64URL_NOPAD.encode(&crate::sys::random()),
             alone,
             is_released: false,
@@ -170,12 +190,14 @@ impl Keeper {
             failing_until: None,
             counts: BTreeMap::new(),
             failures: 0,
+            notices_dropped: 0,
         }
     }
 
     pub(super) fn run(
         mut self,
         inputs: &Receiver<Input>,
+        notices: &Receiver<Notice>,
         reports: &Receiver<Report>,
         stats: &Mutex<PushStats>,
     ) {
@@ -195,8 +217,11 @@ impl Keeper {
                     Err(_) => break,
                 },
                 recv(inputs) -> input => match input {
-                    Ok(Input::Ask(ask)) => self.take(*ask),
-                    Ok(Input::Stop) | Err(_) => stops = true,
+                    Ok(input) => stops |= self.hear(input),
+                    Err(_) => stops = true,
+                },
+                recv(notices) -> notice => if let Ok(notice) = notice {
+                    self.take_notice(notice);
                 },
                 default(wait) => {}
             }
@@ -207,11 +232,14 @@ impl Keeper {
                 self.note(&report);
             }
             for _ in 0..TURN_INPUTS_MAX {
-                match inputs.try_recv() {
-                    Ok(Input::Ask(ask)) => self.take(*ask),
-                    Ok(Input::Stop) => stops = true,
-                    Err(_) => break,
-                }
+                let Ok(input) = inputs.try_recv() else { break };
+                stops |= self.hear(input);
+            }
+            for _ in 0..TURN_INPUTS_MAX {
+                let Ok(notice) = notices.try_recv() else {
+                    break;
+                };
+                self.take_notice(notice);
             }
             if stops {
                 let patience = Duration::from_secs(self.config.request_timeout_s);
@@ -227,9 +255,13 @@ impl Keeper {
                 upkeep_due = now + UPKEEP;
                 self.upkeep();
             }
+            let quiet_ends = self.end_quiet(now);
             self.plan();
             self.commit_if_due();
             next_due = self.deal_out().min(look_due).min(self.give_answers(now));
+            if let Some(ends) = quiet_ends {
+                next_due = next_due.min(ends);
+            }
             if let Some(due) = self.write_due() {
                 next_due = next_due.min(due);
             }
@@ -241,6 +273,16 @@ impl Keeper {
             }
         }
         self.release();
+    }
+
+    /// Takes an input; true when that is the order to stop.
+    fn hear(&mut self, input: Input) -> bool {
+        match input {
+            Input::Ask(ask) => self.take(*ask),
+            Input::Connected { job, members } => self.take_connected(&job, members),
+            Input::Stop => return true,
+        }
+        false
     }
 
     /// Takes a question; it is answered now, or with the next commit.
@@ -290,6 +332,7 @@ impl Keeper {
         stats.jobs = self.jobs.len() as u64;
         stats.in_flight = in_flight.map(|page| page.in_flight as u64).sum();
         stats.failures = self.failures;
+        stats.notices_dropped = self.notices_dropped;
     }
 
     fn count(&mut self, platform: Platform, counts: Counts) {
