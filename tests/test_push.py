@@ -10,6 +10,7 @@ import pytest
 from wsocket.client import PushClient
 
 from harness.admin import admin
+from harness.client import Client
 from harness.push_peer import AppleKey, Browser, Provider, ServiceAccount, check_vapid
 from harness.rest import api, call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
@@ -470,6 +471,17 @@ def test_secrets_are_sealed_in_the_store_and_never_shown(world):
     admin(world.server, "PUT", "/apps/dev/push/providers/apns", {"topic": "x"}, status=400)
 
 
+def test_a_removed_app_leaves_nothing(world):
+    admin(world.server, "POST", "/apps", {"id": "shop"}, status=201)
+    admin(world.server, "PUT", "/apps/shop/push/providers/web", {"subject": SUBJECT})
+    body = {"platform": "fcm", "deviceToken": "t", "memberId": "ann"}
+    admin(world.server, "POST", "/apps/shop/push/register", body)
+    admin(world.server, "DELETE", "/apps/shop")
+    admin(world.server, "POST", "/apps", {"id": "shop"}, status=201)
+    assert admin(world.server, "GET", "/apps/shop/push/subscriptions")["total"] == 0
+    assert admin(world.server, "GET", "/apps/shop/push/providers")["providers"] == []
+
+
 def test_credentials_by_file(world, tmp_path):
     file = tmp_path / "account.json"
     file.write_text(json.dumps(world.account.json))
@@ -495,6 +507,39 @@ def test_a_repeat_with_the_same_idempotency_key_is_the_same_send(world):
     two = world.post("send", {"memberId": "ann", "title": "T"}, headers=key)
     assert one["jobId"] == two["jobId"] and two["sent"] == 1 and len(two["results"]) == 1
     assert len(world.provider.taken("/v1/")) == 1
+
+
+# -- members who are not connected ---------------------------------------------------------------------------------
+
+
+def test_absent_members_are_notified_and_messages_gathered(new_server, provider, authority):
+    more = '[[namespace]]\npattern = "room:*"\npush_offline = true\npush_debounce_s = 2\n'
+    server = new_server(config=config(authority) + more)
+    world = World(server, provider, authority)
+    here, away, other = (make_token(server, sub=name, cap={"*": ["subscribe", "push-subscribe"]}) for name in
+                         ("here", "away", "other"))
+    browsers = {}
+    for name, channels in (("here", ["room:1"]), ("away", ["room:1"]), ("other", ["room:2"])):
+        browsers[name] = world.browser(name, name, channels)
+    with Client(server, target=f"/?token={here}"):
+        api(server, "POST", "/api/channels/room:1/messages", {"data": {"title": "one", "body": "b"}, "id": "m1"})
+        (first,) = provider.wait_for(1, "/push/")
+        assert first.path == "/push/away"
+        shown = browsers["away"].read(first)
+        assert (shown["title"], shown["body"]) == ("one", "b")
+        assert shown["data"] == {"channel": "room:1", "messageId": "m1"}
+        for n in range(5):
+            api(server, "POST", "/api/channels/room:1/messages", {"data": {"push": {"title": f"more {n}"}}})
+        both = provider.wait_for(2, "/push/", 20)
+        assert browsers["away"].read(both[1])["title"] == "more 4", "the last of those that were held back"
+        assert both[1].at - first.at >= 1.5
+        # Elsewhere nobody is told.
+        api(server, "POST", "/api/channels/other/messages", {"data": "x"})
+    wait_until(lambda: sum(server.connections().values()) == 0, what="the connection to be gone")
+    api(server, "POST", "/api/channels/room:2/messages", {"data": "text"})
+    last = provider.wait_for(3, "/push/", 20)[2]
+    assert last.path == "/push/other" and browsers["other"].read(last)["body"] == "text"
+    assert len(provider.taken("/push/")) == 3
 
 
 # -- crash --------------------------------------------------------------------------------------------------------

@@ -453,6 +453,7 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "push",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

@@ -62,10 +62,10 @@ const KEY_FILE: &str = "push.key";
 pub struct PushConfig {
     /// Whether push services that clients name may have private addresses and `http://`.
     pub allow_private: bool,
-    /// Certificates (PEM) that providers' are trusted by, beside the public ones.
-    pub ca_file: Option<PathBuf>,
-    /// The key that seals providers' credentials; in the data folder where none is given.
-    pub key_file: Option<PathBuf>,
+    /// Certificates (PEM) that providers' are trusted by, beside the public ones; empty: none.
+    pub ca_file: PathBuf,
+    /// The key that seals providers' credentials; empty: in the data folder.
+    pub key_file: PathBuf,
     /// How long a provider may take for an answer, seconds.
     pub request_timeout_s: u64,
     /// How long a call waits for its send to be done before it answers with what has been done so far, ms.
@@ -78,8 +78,8 @@ impl Default for PushConfig {
     fn default() -> Self {
         Self {
             allow_private: false,
-            ca_file: None,
-            key_file: None,
+            ca_file: PathBuf::new(),
+            key_file: PathBuf::new(),
             request_timeout_s: 10,
             wait_ms: 10_000,
             keep_jobs_s: 7 * 24 * 3600,
@@ -131,6 +131,8 @@ pub enum Question {
         body: Value,
     },
     DeleteProvider(Platform),
+    /// The app is no more: its subscriptions and providers go.
+    ForgetApp,
 }
 
 /// An answer's body, JSON.
@@ -223,8 +225,10 @@ pub fn start(
     alone: bool,
 ) -> Result<PushHandle, String> {
     let store = storage.open(Area::Push).map_err(|e| e.to_string())?;
-    let key_file = config.key_file.clone();
-    let key_file = key_file.unwrap_or_else(|| data_dir.join(KEY_FILE));
+    let key_file = match config.key_file.as_os_str().is_empty() {
+        true => data_dir.join(KEY_FILE),
+        false => config.key_file.clone(),
+    };
     let vault = Vault::open(&key_file).map_err(|e| format!("{}: {e}", key_file.display()))?;
     send::check(config)?;
     let (inputs, queue) = crossbeam_channel::bounded(ASKS_MAX);

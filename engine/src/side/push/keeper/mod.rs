@@ -303,6 +303,7 @@ impl Keeper {
             Question::PutProvider { platform, body } => {
                 self.put_provider(&app, platform, body).map(Some)
             }
+            Question::ForgetApp => self.forget_app(&app).map(Some),
             Question::DeleteProvider(platform) => self.delete_provider(&app, platform).map(Some),
             read => {
                 // Nobody has to wait for a write.

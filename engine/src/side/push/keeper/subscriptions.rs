@@ -17,7 +17,7 @@ use shardwire_proto::push::{Address, Platform};
 
 use super::super::crypt;
 use super::super::send::Recipient;
-use super::{ENROLMENT, Keeper, SUBSCRIPTION, now_ms, to_json, unavailable};
+use super::{ENROLMENT, Keeper, PROVIDER, SUBSCRIPTION, TALLY, now_ms, to_json, unavailable};
 use crate::records::{Change, Record, RecordError, Scan};
 use crate::side::egress;
 
@@ -243,6 +243,38 @@ impl Keeper {
             }
             self.commit()?;
         }
+    }
+
+    /// Removes what is kept of an app. Its sends find that it is gone, and their records expire.
+    pub(super) fn forget_app(&mut self, app: &Arc<str>) -> Done {
+        self.commit()?;
+        loop {
+            let scan = Scan::of(SUBSCRIPTION, STEP).labelled(BY_APP, &**app);
+            let found = self
+                .store
+                .scan(&scan, now_ms())
+                .map_err(|e| unavailable(&e))?;
+            for record in &found {
+                match Subscription::read(record) {
+                    Some(subscription) => self.work.asked.extend(subscription.removal(&record.id)),
+                    None => self
+                        .work
+                        .asked
+                        .push(Change::delete(SUBSCRIPTION, &*record.id)),
+                }
+            }
+            if found.len() < STEP {
+                break;
+            }
+            self.commit()?;
+        }
+        for platform in Platform::ALL {
+            let id = format!("{app}/{}", platform.name());
+            self.work.asked.push(Change::delete(PROVIDER, id));
+        }
+        self.tallies.remove(app);
+        self.work.asked.push(Change::delete(TALLY, &**app));
+        Ok(to_json(&json!({})))
     }
 
     pub(super) fn subscription(

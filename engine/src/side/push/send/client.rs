@@ -144,7 +144,8 @@ fn roots(config: &PushConfig) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
-    if let Some(file) = &config.ca_file {
+    let file = &config.ca_file;
+    if !file.as_os_str().is_empty() {
         let failed = |error: String| format!("push.ca_file {}: {error}", file.display());
         let found = CertificateDer::pem_file_iter(file).map_err(|e| failed(e.to_string()))?;
         for certificate in found {
