@@ -136,6 +136,8 @@ def test_a_service_worker_shows_the_notification(new_server, site, tmp_path):
     try:
         chromium.call("Browser.grantPermissions", origin=site, permissions=["notifications"])
         chromium.call("ServiceWorker.enable", chromium.session)
+        loaded = "return document.readyState === 'complete' && 'serviceWorker' in navigator"
+        wait_until(lambda: chromium.evaluate(loaded), 30, "the page")
         chromium.evaluate("await navigator.serviceWorker.register('/sw.js'); await navigator.serviceWorker.ready; return 1")
         registration = wait_until(chromium.registration, 30, "the service worker")
         chromium.call("ServiceWorker.deliverPushMessage", chromium.session, origin=site + "/",

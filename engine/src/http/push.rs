@@ -105,7 +105,7 @@ impl PushCall {
                         check_channel(who, channel)?;
                     }
                 }
-                Question::Register(registration)
+                Question::Register(registration.into())
             }
             Self::Unregister => {
                 let who_goes = parse_unregister(body)?;
@@ -134,8 +134,10 @@ impl PushCall {
                 if !permitted {
                     return Err(ErrorCode::NotPermitted.into());
                 }
-                let key = key.map(str::to_owned);
-                Question::Send { request, key }
+                Question::Send {
+                    request: request.into(),
+                    key: key.map(str::to_owned),
+                }
             }
             Self::VapidKey => Question::VapidKey,
             Self::Config => Question::Config,

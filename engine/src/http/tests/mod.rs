@@ -92,7 +92,6 @@ impl Node {
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
-                push: None,
                 usage: None,
                 push: None,
             };

@@ -103,7 +103,7 @@ impl PushConfig {
 /// What can be asked about one app.
 #[derive(Debug, Clone)]
 pub enum Question {
-    Register(Registration),
+    Register(Box<Registration>),
     Unregister(Unregistration),
     /// By id. `of`: only where it is this member's.
     Delete {
@@ -115,7 +115,7 @@ pub enum Question {
     List(ListQuery),
     /// `key`: a repeat with the same key is the same send.
     Send {
-        request: SendRequest,
+        request: Box<SendRequest>,
         key: Option<String>,
     },
     VapidKey,

@@ -12,6 +12,7 @@ mod answers;
 mod bridge;
 mod commit;
 mod jobs;
+mod plan;
 mod providers;
 mod subscriptions;
 
@@ -78,7 +79,7 @@ pub(super) struct Keeper {
     config: PushConfig,
     registry: RegistryHandle,
     /// None once stopping.
-    batches: Option<mpsc::Sender<Batch>>,
+    batches: Option<mpsc::Sender<Box<Batch>>>,
     /// To a shard, which asks the others.
     who: InboxSender<WhoIsThere>,
     /// The way here, for its answers.
@@ -110,7 +111,7 @@ pub(super) struct Keeper {
 
 /// Whom the keeper talks to.
 pub(super) struct Peers {
-    pub(super) batches: Option<mpsc::Sender<Batch>>,
+    pub(super) batches: Option<mpsc::Sender<Box<Batch>>>,
     pub(super) who: InboxSender<WhoIsThere>,
     pub(super) own: Sender<Input>,
 }
@@ -293,8 +294,8 @@ impl Keeper {
             reply,
         } = ask;
         let answer = match question {
-            Question::Send { request, key } => self.begin(&app, request, key, &reply),
-            Question::Register(registration) => self.register(&app, registration).map(Some),
+            Question::Send { request, key } => self.begin(&app, *request, key, &reply),
+            Question::Register(registration) => self.register(&app, *registration).map(Some),
             Question::Unregister(who) => self.unregister(&app, &who).map(Some),
             Question::Delete { id, of } => self.delete(&app, &id, of.as_deref()).map(Some),
             Question::AddChannel(enrolment) => self.enrol(&app, &enrolment, true).map(Some),

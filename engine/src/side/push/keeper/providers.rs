@@ -18,7 +18,10 @@ const FRESH: Duration = Duration::from_secs(30);
 
 /// Ready ones by app and platform, and absent ones.
 #[derive(Default)]
-pub(super) struct Cache(HashMap<(Arc<str>, Platform), (Option<Arc<Provider>>, Instant)>);
+pub(super) struct Cache(HashMap<(Arc<str>, Platform), Known>);
+
+/// What was found, and when.
+type Known = (Option<Arc<Provider>>, Instant);
 
 impl Cache {
     pub(super) fn forget_old(&mut self) {

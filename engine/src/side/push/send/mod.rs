@@ -80,7 +80,7 @@ pub(super) fn check(config: &PushConfig) -> Result<(), String> {
 /// Runs until the queue ends, and then until what is on its way has been answered.
 pub(super) fn run(
     config: &PushConfig,
-    mut batches: mpsc::Receiver<Batch>,
+    mut batches: mpsc::Receiver<Box<Batch>>,
     reports: &Sender<Report>,
 ) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -108,13 +108,15 @@ pub(super) fn run(
     Ok(())
 }
 
+type StateKey = (Arc<str>, Platform);
+
 /// Whom a pause concerns: a provider of an app, for browsers each push service.
 type GateKey = (Arc<str>, Platform, String);
 
 struct PushSender {
     clients: Clients,
     timeout: Duration,
-    states: RefCell<HashMap<(Arc<str>, Platform), Rc<State>>>,
+    states: RefCell<HashMap<StateKey, Rc<State>>>,
     gates: RefCell<HashMap<GateKey, Gate>>,
     reports: Sender<Report>,
 }
@@ -137,12 +139,12 @@ struct Request<'a> {
 }
 
 impl PushSender {
-    fn start(self: &Rc<Self>, batch: Batch) {
+    fn start(self: &Rc<Self>, batch: Box<Batch>) {
         let mut states: HashMap<Platform, Rc<State>> = HashMap::new();
         for (platform, provider) in &batch.providers {
             states.insert(*platform, self.state(&batch.app, *platform, provider));
         }
-        let batch = Arc::new(batch);
+        let batch = Arc::<Batch>::from(batch);
         for index in 0..batch.recipients.len() {
             let (sender, batch) = (self.clone(), batch.clone());
             let state = states.get(&batch.recipients[index].platform).cloned();
