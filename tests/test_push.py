@@ -11,6 +11,7 @@ from wsocket.client import PushClient
 
 from harness.admin import admin
 from harness.client import Client
+from harness.ctl import ctl, ctl_json
 from harness.push_peer import AppleKey, Browser, Provider, ServiceAccount, check_vapid
 from harness.rest import api, call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
@@ -445,6 +446,27 @@ def test_bad_requests_are_told(world):
         expect_refusal(call(world.server, "POST", f"/api/push/{path}", body), status, code)
     expect_refusal(call(world.server, "GET", "/api/push/jobs/job_x"), 404, 40400)
     expect_refusal(call(world.server, "GET", "/api/push/send"), 405, 40000)
+
+
+def test_shardwirectl(world, tmp_path):
+    server = world.server
+    assert ctl(server, "push", "vapid", "--subject", SUBJECT).stdout.strip() == world.vapid
+    file = tmp_path / "account.json"
+    file.write_text(json.dumps(world.account.json))
+    assert "proj" in ctl(server, "push", "set", "fcm", f"@{file}").stdout
+    world.set("fcm", {"serviceAccount": world.account.json, "endpoint": world.provider.url})
+    world.register("fcm", "t", "ann")
+    assert [p["platform"] for p in ctl_json(server, "push", "providers")["providers"]] == ["web", "fcm", "apns"]
+    assert "1 sent, 0 failed" in ctl(server, "push", "send", "--member", "ann", "--title", "T").stdout
+    assert ctl_json(server, "push", "send", "--all", "--content", '{"body": "B"}')["sent"] == 1
+    jobs = ctl_json(server, "push", "jobs")["jobs"]
+    assert [job["state"] for job in jobs] == ["done", "done"]
+    assert ctl_json(server, "push", "jobs", jobs[0]["jobId"])["results"][0]["success"] is True
+    assert "done" in ctl(server, "push", "cancel", jobs[0]["jobId"]).stdout
+    assert ctl_json(server, "push", "subscriptions", "--member", "ann")["subscriptions"][0]["platform"] == "fcm"
+    assert ctl_json(server, "push", "stats")["sent"] == 2
+    ctl(server, "push", "remove", "fcm")
+    ctl(server, "push", "jobs", "job_x", code=4)
 
 
 # -- providers and quotas -----------------------------------------------------------------------------------------
