@@ -95,6 +95,14 @@ pub(crate) struct Usage {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Push notifications: vapid, providers, send, jobs, subscriptions
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl push vapid --subject mailto:ops@shop.example\n  \
+shardwirectl push set fcm @service-account.json\n  \
+shardwirectl push send --member ann --title Hello\n  shardwirectl push jobs"
+    )]
+    Push(crate::commands::push::Push),
     /// Apps: list, show, create, update, delete
     #[command(
         subcommand,

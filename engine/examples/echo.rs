@@ -109,6 +109,7 @@ async fn serve(listener: Socket) {
         registry: None,
         usage: None,
         webhooks: None,
+        push: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

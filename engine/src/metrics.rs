@@ -12,6 +12,7 @@ use shardwire_proto::shard::{Counters, Histogram, Stats};
 use crate::store::StoreStats;
 use crate::usage::UsageStats;
 
+pub mod push;
 mod store;
 mod usage;
 pub mod webhooks;

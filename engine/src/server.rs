@@ -39,6 +39,7 @@ use crate::records::sqlite::SqliteRecordStorage;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::side::push::{self, PushHandle, WhoIsThere};
 use crate::side::webhooks::{self, Surroundings, WebhookHandle};
 use crate::store::mongo::{MongoStorage, Regime};
 use crate::store::sqlite::Sqlite;
@@ -101,6 +102,8 @@ pub enum RunError {
     Store(String),
     /// The outbox of webhooks cannot be used.
     Webhooks(String),
+    /// Push cannot be used.
+    Push(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -121,6 +124,7 @@ impl fmt::Display for RunError {
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
             Self::Webhooks(error) => write!(f, "cannot use the outbox of webhooks: {error}"),
+            Self::Push(error) => write!(f, "cannot start push: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
@@ -200,7 +204,7 @@ pub fn run(
         None => Arc::new(SqliteRecordStorage::new(&config.data_dir)),
     };
     let (webhooks, wanted) = webhooks::start(Surroundings {
-        storage: records,
+        storage: records.clone(),
         config: config.webhooks.clone(),
         registry: registry.clone(),
         store: store.clone(),
@@ -216,6 +220,16 @@ pub fn run(
         tell_quotas(webhooks.clone()),
     )
     .map_err(RunError::Usage)?;
+    let (ask_who, who) = inbox::bounded(push::WHO_WAITING_MAX);
+    let push = push::start(
+        &*records,
+        &config.push,
+        &config.data_dir,
+        registry.clone(),
+        ask_who,
+        true,
+    )
+    .map_err(RunError::Push)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
@@ -227,6 +241,8 @@ pub fn run(
         registry: registry.clone(),
         store: store.clone(),
         usage: usage.clone(),
+        push: push.clone(),
+        who,
         used,
         webhooks: webhooks.clone(),
         wanted,
@@ -260,6 +276,7 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    push.shutdown();
     usage.shutdown();
     webhooks.shutdown(Duration::from_millis(current.webhooks.timeout_ms));
     registry.shutdown();
@@ -385,6 +402,8 @@ struct Served {
     registry: RegistryHandle,
     store: StoreHandle,
     usage: UsageHandle,
+    push: PushHandle,
+    who: Inbox<WhoIsThere>,
     /// What apps have used before this start.
     used: AppTotals,
     webhooks: WebhookHandle,
@@ -431,6 +450,7 @@ fn start_shards(
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
     let mut admin = Some(served.admin);
+    let mut who = Some(served.who);
     let inboxes = inboxes
         .replies
         .into_iter()
@@ -456,6 +476,8 @@ fn start_shards(
                 later,
             },
             snapshots,
+            push: served.push.clone(),
+            who: who.take(),
             options: options(config),
             seed: random_u64(),
             clock: served.clock,

@@ -6,6 +6,7 @@ mod connections;
 mod keys;
 mod messages;
 mod node;
+pub(crate) mod push;
 mod revocations;
 mod subscribe;
 mod top;
@@ -51,6 +52,7 @@ impl Session<'_> {
             Command::Plans(command) => self.plans(command),
             Command::Usage(command) => self.usage(&command),
             Command::Webhooks(command) => self.webhooks(command),
+            Command::Push(command) => self.push(command),
             Command::Nodes => self.nodes(),
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),

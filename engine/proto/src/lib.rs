@@ -20,6 +20,7 @@ pub mod meter;
 pub mod msg;
 pub mod namespace;
 pub mod outbox;
+pub mod push;
 pub mod quota;
 pub mod rate;
 pub mod record;

@@ -172,6 +172,8 @@ pub enum Query {
         code: u16,
         reason: String,
     },
+    /// Which of these clients have a connection.
+    Connected { clients: Vec<Box<str>> },
     /// Everything a shard has counted.
     Stats,
 }
@@ -223,6 +225,8 @@ pub enum Answer {
     Connections(Vec<ConnInfo>),
     /// From the connection's shard, if it is there.
     Connection(Option<Box<ConnInfo>>),
+    /// Some of those that were asked for.
+    Connected(Vec<Box<str>>),
     Stats(Box<Stats>),
 }
 

@@ -21,6 +21,7 @@ use shardwire_proto::rate::table::Place;
 
 use crate::mongo::{MongoConfig, MongoUrl};
 use crate::side::webhooks::WebhooksConfig;
+use crate::side::push::PushConfig;
 use crate::store::StoreConfig;
 
 use self::cli::Flags;
@@ -107,6 +108,8 @@ pub struct Config {
     pub namespace: Vec<Namespace>,
     /// Events for back ends.
     pub webhooks: WebhooksConfig,
+    /// Push notifications.
+    pub push: PushConfig,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -318,6 +321,7 @@ impl Config {
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
             webhooks: reader.take_section("webhooks", WebhooksConfig::default()),
+            push: reader.take_section("push", PushConfig::default()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -456,7 +460,7 @@ impl Config {
                 DRAIN_DEADLINE_S_MAX,
             ),
         ];
-        for (key, value, min, max) in bounds {
+        for (key, value, min, max) in bounds.into_iter().chain(self.push.bounds()) {
             if !(min..=max).contains(&value) {
                 let place = reader.place(key);
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));

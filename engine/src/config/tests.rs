@@ -463,6 +463,7 @@ fn the_readme_lists_every_setting() {
         "auth.claims",
         "history",
         "webhooks",
+        "push",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

@@ -34,6 +34,7 @@ use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
+use super::push::{self, PushCall};
 use super::{Refusal, effective_method, json, read_body, tell_rate};
 use crate::conn::head::bearer;
 use crate::shard::Server;
@@ -50,6 +51,7 @@ enum Endpoint {
     Channel,
     Disconnect,
     Unsubscribe,
+    Push(PushCall),
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -61,7 +63,7 @@ struct Resource {
 }
 
 impl Resource {
-    const PATHS: [(&'static str, Self); 7] = [
+    const PATHS: [(&'static str, Self); 20] = [
         (
             "/channels/{channel}/messages",
             Self {
@@ -90,6 +92,73 @@ impl Resource {
         (
             "/clients/{client}/unsubscribe",
             Self::post(&[("POST", Endpoint::Unsubscribe)]),
+        ),
+        (
+            "/push/register",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Register))]),
+        ),
+        (
+            "/push/unregister",
+            Self {
+                calls: &[
+                    ("POST", Endpoint::Push(PushCall::Unregister)),
+                    ("DELETE", Endpoint::Push(PushCall::Unregister)),
+                ],
+                methods: "POST, DELETE, OPTIONS",
+            },
+        ),
+        (
+            "/push/subscriptions",
+            Self::get(&[("GET", Endpoint::Push(PushCall::List))]),
+        ),
+        (
+            "/push/subscriptions/{id}",
+            Self {
+                calls: &[("DELETE", Endpoint::Push(PushCall::Delete))],
+                methods: "DELETE, OPTIONS",
+            },
+        ),
+        (
+            "/push/channels/add",
+            Self::post(&[("POST", Endpoint::Push(PushCall::AddChannel))]),
+        ),
+        (
+            "/push/channels/remove",
+            Self::post(&[("POST", Endpoint::Push(PushCall::RemoveChannel))]),
+        ),
+        (
+            "/push/send",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Send))]),
+        ),
+        (
+            "/push/broadcast",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Broadcast))]),
+        ),
+        (
+            "/push/vapid-key",
+            Self::get(&[("GET", Endpoint::Push(PushCall::VapidKey))]),
+        ),
+        (
+            "/push/config",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Config))]),
+        ),
+        (
+            "/push/stats",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Stats))]),
+        ),
+        (
+            "/push/jobs",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Jobs))]),
+        ),
+        (
+            "/push/jobs/{id}",
+            Self {
+                calls: &[
+                    ("GET", Endpoint::Push(PushCall::Job)),
+                    ("DELETE", Endpoint::Push(PushCall::CancelJob)),
+                ],
+                methods: "GET, HEAD, DELETE, OPTIONS",
+            },
         ),
     ];
 
@@ -148,6 +217,7 @@ impl Routes {
             app: param("app")?,
             channel: param("channel")?,
             client: param("client")?,
+            id: param("id")?,
         })
     }
 }
@@ -158,6 +228,7 @@ struct Call {
     app: String,
     channel: String,
     client: String,
+    id: String,
 }
 
 pub(super) async fn answer(
@@ -177,6 +248,9 @@ pub(super) async fn answer(
     let call = server.http.routes.find(&head.method, &target.path)?;
     let who = authenticate(server, target.query, &head.headers, remote)?;
     call.check_right(&who)?;
+    if matches!(call.endpoint, Endpoint::Push(_)) {
+        push::check_app(&who, &head.headers, target.query)?;
+    }
     let rate = server.with(|shard, now| shard.admit_http(&who, now));
     let rate = rate.map_err(|rate| Refusal {
         rate: Some(rate),
@@ -229,6 +303,10 @@ async fn carry_out(
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
     let body = match head.method {
         Method::POST => read_body(body, body_max, pace).await?,
+        // Who is to be unregistered is in a body.
+        Method::DELETE if matches!(call.endpoint, Endpoint::Push(_)) => {
+            read_body(body, body_max, pace).await?
+        }
         _ => Bytes::new(),
     };
     let caller = Caller {
@@ -257,6 +335,9 @@ impl Call {
         if !self.app.is_empty() && self.app != who.app.id {
             return Err(not_permitted("the credentials belong to another app"));
         }
+        if let Endpoint::Push(call) = self.endpoint {
+            return call.check_right(who);
+        }
         if let Credential::Key(key) = &who.credential
             && key.kind != KeyKind::Server
         {
@@ -273,6 +354,7 @@ impl Call {
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
             Endpoint::Channel | Endpoint::Clear => who.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
+            Endpoint::Push(_) => false,
         };
         if permitted {
             Ok(())
@@ -355,6 +437,12 @@ impl Caller<'_> {
             Endpoint::Channel => self.describe_channel(&call.channel).await,
             Endpoint::Disconnect => self.disconnect(call.client, body).await,
             Endpoint::Unsubscribe => self.unsubscribe(call.client, body).await,
+            Endpoint::Push(what) => {
+                let push = self.server.settings.push.as_ref();
+                let key = self.idempotency_key;
+                what.answer(push, self.who, &call.id, query, body, key)
+                    .await
+            }
         }?;
         Ok(json(reply))
     }

@@ -11,6 +11,7 @@ mod api;
 mod cors;
 mod io;
 mod pace;
+mod push;
 #[cfg(test)]
 mod tests;
 

@@ -9,6 +9,7 @@ use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
+use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
 use shardwire_proto::webhook::Wanted;
@@ -21,6 +22,7 @@ use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Core, Server, Settings, ShardRuntime, read_clock};
+use crate::side::push::{PushHandle, WhoIsThere};
 use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::sys;
@@ -42,6 +44,9 @@ pub(super) struct Plan {
     pub(super) totals: Inbox<AppTotals>,
     pub(super) webhooks: WebhookHandle,
     pub(super) wanted: WantedEvents,
+    pub(super) push: PushHandle,
+    /// What push asks, on the first shard.
+    pub(super) who: Option<Inbox<WhoIsThere>>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -132,6 +137,7 @@ pub(super) async fn run(plan: Plan) {
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
         webhooks: Some(plan.webhooks.clone()),
+        push: Some(plan.push),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -164,6 +170,9 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
     glommio::spawn_local(hear_wanted(server.clone(), plan.wanted.later)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
+    if let Some(who) = plan.who {
+        glommio::spawn_local(tell_who_is_there(server.clone(), who)).detach();
+    }
     if let Some((beats, every)) = plan.beats {
         glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
     }
@@ -311,6 +320,24 @@ async fn hear_totals(server: Server, totals: Inbox<AppTotals>) {
     loop {
         let totals = totals.recv().await;
         server.with(|shard, _| shard.set_totals(&totals));
+    }
+}
+
+/// Answers which members have a connection, on whatever shard.
+async fn tell_who_is_there(server: Server, questions: Inbox<WhoIsThere>) {
+    loop {
+        let question = questions.recv().await;
+        let clients = question.members.clone();
+        let answers = server
+            .ask(&question.app, Query::Connected { clients })
+            .await;
+        let is_whole = answers.len() >= server.http.shards;
+        let of_shards = answers.into_iter().flat_map(|(_, answer)| match answer {
+            Answer::Connected(members) => members,
+            _ => Vec::new(),
+        });
+        let members = is_whole.then(|| of_shards.collect());
+        question.answer(members);
     }
 }
 

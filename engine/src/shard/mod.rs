@@ -38,6 +38,7 @@ use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
 use crate::side::webhooks::WebhookHandle;
+use crate::side::push::PushHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
 use crate::usage::UsageHandle;
@@ -71,6 +72,8 @@ pub struct Settings {
     pub usage: Option<UsageHandle>,
     /// Where events for back ends go; none where they go nowhere.
     pub webhooks: Option<WebhookHandle>,
+    /// Who sends push notifications; none where nobody does.
+    pub push: Option<PushHandle>,
 }
 
 pub struct ShardRuntime<C> {

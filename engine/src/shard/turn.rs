@@ -137,6 +137,11 @@ impl<C: Core> ShardRuntime<C> {
                 Output::History { request, result } => self.requests.paged(request, result),
                 Output::Members { request, page } => self.requests.listed(request, page),
                 Output::Cleared { request, result } => self.requests.cleared(request, result),
+                Output::Notice(notice) => {
+                    if let Some(push) = &self.settings.push {
+                        push.notice(*notice);
+                    }
+                }
                 Output::Answer {
                     from,
                     request,

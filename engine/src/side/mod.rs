@@ -1,3 +1,5 @@
 //! Services beside the shards: threads that may block, each behind one bounded queue.
 
+pub mod egress;
+pub mod push;
 pub mod webhooks;

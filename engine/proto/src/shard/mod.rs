@@ -63,6 +63,7 @@ use crate::meter::Meters;
 use crate::msg::{Answer, Published, ShardMsg};
 use crate::namespace::{Namespaces, Settings};
 use crate::outbox::{Frame, Outbox};
+use crate::push::bridge::Notice;
 use crate::rate::RateWindow;
 use crate::record::Record;
 use crate::session::Conns;
@@ -177,6 +178,8 @@ pub enum Output {
         request: RequestId,
         result: Result<u64, ErrorCode>,
     },
+    /// For the push service; where that is busy it is left out.
+    Notice(Box<Notice>),
     /// One shard's answer to an HTTP request's [`Shard::ask`].
     Answer {
         from: ShardId,

@@ -17,6 +17,7 @@ use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
+use crate::push::bridge::{DATA_BYTES_MAX, Notice};
 use crate::rate::table::Class;
 use crate::record::Record;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
@@ -401,6 +402,27 @@ impl Shard {
         }
     }
 
+    fn note_for_absent(&mut self, slot: u32, message: &Message<'_>) {
+        let Some(channel) = self.home.get(slot) else {
+            return;
+        };
+        let Some(debounce_ms) = channel.settings.push_offline else {
+            return;
+        };
+        let data = message.data.len() <= DATA_BYTES_MAX;
+        self.outputs.push_back(Output::Notice(Box::new(Notice {
+            app: channel.key.app.clone(),
+            channel: channel.key.name.clone(),
+            id: message.id.into(),
+            data: if data {
+                message.data.into()
+            } else {
+                Box::default()
+            },
+            debounce_ms,
+        })));
+    }
+
     /// Encodes the delivery once and hands it to every shard with subscribers.
     fn fan_out(
         &mut self,
@@ -410,6 +432,10 @@ impl Shard {
         accepted_us: u64,
         now: Now,
     ) {
+        // Whoever has accepted it tells, and nobody else.
+        if publisher.is_some() {
+            self.note_for_absent(slot, message);
+        }
         let excluded_on = |shard| publisher.and_then(|p| p.excluded_on(shard));
         let interested = self.home.interested(slot);
         if interested.is_empty() {

@@ -15,6 +15,7 @@ mod document;
 mod node;
 mod plans;
 mod probe;
+mod push;
 mod routes;
 mod webhooks;
 
@@ -255,6 +256,9 @@ impl Caller<'_> {
             | Endpoint::DeadLetter
             | Endpoint::PurgeDeadLetter
             | Endpoint::ReplayDeadLetter => self.webhooks().await,
+            Endpoint::PushProviders | Endpoint::PutPushProvider | Endpoint::DeletePushProvider => {
+                self.push_providers().await
+            }
         }
     }
 

@@ -87,6 +87,9 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     if let Some(webhooks) = &server.settings.webhooks {
         text.push_str(&metrics::webhooks::render(&webhooks.stats()));
     }
+    if let Some(push) = &server.settings.push {
+        text.push_str(&metrics::push::render(&push.stats()));
+    }
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(

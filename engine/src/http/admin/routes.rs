@@ -62,6 +62,9 @@ pub(super) enum Endpoint {
     DeadLetter,
     PurgeDeadLetter,
     ReplayDeadLetter,
+    PushProviders,
+    PutPushProvider,
+    DeletePushProvider,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -86,7 +89,7 @@ const fn resource(
 }
 
 /// Every path. `{id}` is what a path is about, `{item}` one of what that has.
-pub(super) const RESOURCES: [Resource; 28] = [
+pub(super) const RESOURCES: [Resource; 30] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -240,6 +243,19 @@ pub(super) const RESOURCES: [Resource; 28] = [
         "/admin/apps/{app}/webhooks/{id}/dead-letters/{item}/replay",
         "POST",
         &[("POST", Endpoint::ReplayDeadLetter)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers",
+        "GET, HEAD",
+        &[("GET", Endpoint::PushProviders)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers/{id}",
+        "PUT, DELETE",
+        &[
+            ("PUT", Endpoint::PutPushProvider),
+            ("DELETE", Endpoint::DeletePushProvider),
+        ],
     ),
     resource("/admin/plans", "GET, HEAD", &[("GET", Endpoint::Plans)]),
     resource(

@@ -95,6 +95,7 @@ impl Node {
                 registry: None,
                 usage: None,
                 webhooks: None,
+                push: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
