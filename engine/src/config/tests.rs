@@ -462,6 +462,7 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "webhooks",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

@@ -106,6 +106,16 @@ pub struct Question {
     pub to_ms: u64,
 }
 
+/// A share of a quota that is used up.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    pub app: Arc<str>,
+    pub quota: &'static str,
+    pub percent: u8,
+    pub used: u64,
+    pub limit: u64,
+}
+
 #[derive(Debug)]
 enum Job {
     Used(ShardId, Vec<AppUsage>),
@@ -114,7 +124,8 @@ enum Job {
 }
 
 /// Opens the file, or the database where there is one, and starts the thread; returns what apps have used so far, for
-/// the shards' start.
+/// the shards' start. `tell` is called when a mark is passed, and again with the next look where it says that it could
+/// not.
 ///
 /// # Errors
 /// It cannot be used.
@@ -126,6 +137,7 @@ pub fn start(
     mongo: Option<Mongo>,
     registry: RegistryHandle,
     shards: Vec<InboxSender<AppTotals>>,
+    tell: impl Fn(&Mark) -> bool + Send + 'static,
 ) -> Result<(UsageHandle, AppTotals), String> {
     let mut series: Box<dyn Series> = match mongo {
         Some(mongo) => Box::new(MongoSeries::new(mongo)),
@@ -149,6 +161,7 @@ pub fn start(
         unwritten_since: None,
         changed: Vec::new(),
         passed: HashMap::new(),
+        tell: Box::new(tell),
         shared: shared.clone(),
         is_failing: false,
     };
@@ -226,6 +239,7 @@ struct Keeper {
     changed: Vec<Arc<str>>,
     /// By app and quota: the period that is meant, and the highest mark passed in it.
     passed: HashMap<(Arc<str>, &'static str), (u32, u8)>,
+    tell: Box<dyn Fn(&Mark) -> bool + Send>,
     shared: Arc<Shared>,
     is_failing: bool,
 }
@@ -397,6 +411,16 @@ impl Keeper {
                 }
                 for (mark, count) in MARKS.into_iter().zip(&mut marks_passed) {
                     if ratio * 100.0 >= f64::from(mark) && passed.1 < mark {
+                        let told = Mark {
+                            app: name.clone(),
+                            quota,
+                            percent: mark,
+                            used,
+                            limit: most,
+                        };
+                        if !quietly && !(self.tell)(&told) {
+                            break;
+                        }
                         passed.1 = mark;
                         if !quietly {
                             *count += 1;

@@ -16,6 +16,7 @@ mod node;
 mod plans;
 mod probe;
 mod routes;
+mod webhooks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -239,6 +240,21 @@ impl Caller<'_> {
             Endpoint::Plans | Endpoint::Plan => self.plans(),
             Endpoint::PutPlan | Endpoint::DeletePlan => self.change_plan().await,
             Endpoint::Usage => self.usage().await,
+            Endpoint::Webhooks
+            | Endpoint::CreateWebhook
+            | Endpoint::Webhook
+            | Endpoint::UpdateWebhook
+            | Endpoint::DeleteWebhook
+            | Endpoint::RotateWebhook
+            | Endpoint::TestWebhook
+            | Endpoint::WebhookEvents
+            | Endpoint::WebhookDeliveries
+            | Endpoint::DeadLetters
+            | Endpoint::PurgeDeadLetters
+            | Endpoint::ReplayDeadLetters
+            | Endpoint::DeadLetter
+            | Endpoint::PurgeDeadLetter
+            | Endpoint::ReplayDeadLetter => self.webhooks().await,
         }
     }
 
