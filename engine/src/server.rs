@@ -33,9 +33,7 @@ use crate::activation::Inherited;
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
-use crate::records::RecordStorage;
-use crate::records::mongo::MongoRecordStorage;
-use crate::records::sqlite::SqliteRecordStorage;
+use crate::records;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
@@ -199,10 +197,7 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(webhooks::WANTED_WAITING_MAX))
         .unzip();
-    let records: Arc<dyn RecordStorage> = match &mongo {
-        Some(mongo) => Arc::new(MongoRecordStorage::new(mongo.clone())),
-        None => Arc::new(SqliteRecordStorage::new(&config.data_dir)),
-    };
+    let records = records::storage(mongo.as_ref(), &config.data_dir);
     let (webhooks, wanted) = webhooks::start(Surroundings {
         storage: records.clone(),
         config: config.webhooks.clone(),
@@ -212,6 +207,8 @@ pub fn run(
         grace_ms: config.limits.presence_grace_ms,
     })
     .map_err(RunError::Webhooks)?;
+    // Another process may work on the same database.
+    let alone = mongo.is_none();
     let (usage, used) = usage::start(
         &config.data_dir,
         mongo,
@@ -227,7 +224,7 @@ pub fn run(
         &config.data_dir,
         registry.clone(),
         ask_who,
-        true,
+        alone,
     )
     .map_err(RunError::Push)?;
     let inboxes = Inboxes {

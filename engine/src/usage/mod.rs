@@ -124,8 +124,8 @@ enum Job {
 }
 
 /// Opens the file, or the database where there is one, and starts the thread; returns what apps have used so far, for
-/// the shards' start. `tell` is called when a mark is passed, and again with the
-/// next look where it says that it could not.
+/// the shards' start. `tell` is called when a mark is passed, and again with the next look where it says that it could
+/// not.
 ///
 /// # Errors
 /// It cannot be used.

@@ -14,7 +14,7 @@ use shardwire_proto::record::{Loaded, Page, Question, Record, StoreAnswer, Store
 
 use super::heads::{Head, Key};
 use super::{BackendError, MongoBackend, int, uint};
-use crate::mongo::{BY_SEQ, BY_TIME, MongoError};
+use crate::mongo::{BY_NAME, BY_SEQ, BY_TIME, MongoError};
 use crate::store::page::PageBuilder;
 
 pub(super) fn answer(
@@ -27,8 +27,8 @@ pub(super) fn answer(
         name: read.channel.clone(),
     };
     if let Question::ChangedSince { timestamp, limit } = read.question {
-        let answer = changed(backend, &key, int(timestamp), limit);
-        return Ok(backend.mongo.run::<_, MongoError>(answer)?);
+        let changed = changed(&backend.channels, &key, int(timestamp), int(limit as u64));
+        return Ok(backend.mongo.run::<_, MongoError>(changed)?);
     }
     let answer = async {
         let head = match backend.doubts.head(&key) {
@@ -71,26 +71,31 @@ pub(super) fn answer(
     Ok(backend.mongo.run::<_, MongoError>(answer)?)
 }
 
-/// Channels behind `key` in the order of their heads' ids.
+/// Channels behind one whose last message is not older.
 async fn changed(
-    backend: &MongoBackend,
-    key: &Key,
+    channels: &Collection<Document>,
+    after: &Key,
     timestamp: i64,
-    limit: usize,
+    limit: i64,
 ) -> Result<StoreAnswer, MongoError> {
-    let mut filter = doc! {"last_ts": {"$gte": timestamp}};
-    if !key.app.is_empty() {
-        filter.insert("_id", doc! {"$gt": key.id()});
-    }
-    let find = backend.channels.find(filter).sort(doc! {"_id": 1});
-    let mut heads = find.limit(int(limit as u64)).await?;
-    let mut channels = Vec::new();
-    while let Some(head) = heads.next().await {
+    let (app, name) = (&*after.app, &*after.name);
+    let filter = doc! {
+        "app": {"$gte": app},
+        "last_ts": {"$gte": timestamp},
+        "last_seq": {"$gt": 0_i64},
+        "$or": [{"app": {"$gt": app}}, {"app": app, "channel": {"$gt": name}}],
+    };
+    let find = channels.find(filter).sort(doc! {"app": 1, "channel": 1});
+    let find = find.projection(doc! {"_id": 0, "app": 1, "channel": 1});
+    let find = find.hint(Hint::Name(BY_NAME.to_owned()));
+    let mut cursor = find.limit(limit.max(1)).await?;
+    let mut found = Vec::new();
+    while let Some(head) = cursor.next().await {
         let head = head?;
-        let text = |name| Arc::from(head.get_str(name).unwrap_or_default());
-        channels.push((text("app"), text("channel")));
+        let text = |name: &str| Arc::from(head.get_str(name).unwrap_or_default());
+        found.push((text("app"), text("channel")));
     }
-    Ok(StoreAnswer::Channels(channels))
+    Ok(StoreAnswer::Channels(found))
 }
 
 /// Sequence and timestamp of the newest message that is gone at `now`, deleted or not; 0 where none is.
