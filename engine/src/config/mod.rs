@@ -20,8 +20,8 @@ use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
 use crate::mongo::{MongoConfig, MongoUrl};
-use crate::side::webhooks::WebhooksConfig;
 use crate::side::push::PushConfig;
+use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
 use self::cli::Flags;
