@@ -17,6 +17,7 @@ pub mod records;
 pub mod registry;
 pub mod server;
 pub mod shard;
+pub mod side;
 mod sqlite_file;
 pub mod store;
 pub mod sys;

@@ -453,6 +453,9 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "accounts",
+        "dashboard",
+        "mail",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

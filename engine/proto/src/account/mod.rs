@@ -7,6 +7,7 @@
 //! in the table is nobody's.
 
 pub mod access;
+pub mod attempts;
 pub mod password;
 pub mod permissions;
 pub mod second_factor;

@@ -1,0 +1,3 @@
+//! Services beside the shards: threads that may block, each behind one bounded queue.
+
+pub mod accounts;
