@@ -7,6 +7,7 @@
 
 mod kept;
 mod operator;
+mod people;
 mod reload;
 mod shard_thread;
 mod sockets;
@@ -32,6 +33,7 @@ use crate::activation::Inherited;
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
+use crate::records::sqlite::SqliteRecordStorage;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
@@ -74,10 +76,14 @@ const IO_MEMORY_BYTES: usize = 64 * 1024;
 const RING_DEPTH: usize = 1024;
 
 /// The addresses that are served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ready {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    /// Where the dashboard is; none without one.
+    pub dashboard: Option<String>,
+    /// The page that makes the first account, while there is none. A secret.
+    pub setup: Option<String>,
 }
 
 /// Why the process cannot go on.
@@ -97,6 +103,8 @@ pub enum RunError {
     Tls(io::Error),
     /// The admin token cannot be read.
     AdminToken(String),
+    /// Accounts cannot be used.
+    Accounts(String),
 }
 
 impl fmt::Display for RunError {
@@ -115,6 +123,7 @@ impl fmt::Display for RunError {
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
+            Self::Accounts(error) => write!(f, "cannot use the accounts: {error}"),
         }
     }
 }
@@ -179,6 +188,8 @@ pub fn run(
         snapshots,
         totals,
     };
+    let records = SqliteRecordStorage::new(&config.data_dir);
+    let people = people::start(&config, &sockets, &records).map_err(RunError::Accounts)?;
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
@@ -187,6 +198,7 @@ pub fn run(
         used,
         tls: tls.clone(),
         admin: sockets.admin,
+        dashboard: sockets.dashboard,
         members: {
             let now_ms = read_clock(clock).unix_ms;
             kept::take(&config.data_dir, config.limits.presence_grace_ms, now_ms).into()
@@ -198,6 +210,7 @@ pub fn run(
             listen,
             admin,
             operator,
+            accounts: people.accounts.clone(),
         },
     };
     let (shards, connections) = start_shards(&config, served, inboxes)?;
@@ -207,7 +220,12 @@ pub fn run(
     };
     let acceptor = Acceptor::start(sockets.client, connections).map_err(failed)?;
     let _watch = tls.watch().map_err(RunError::Tls)?;
-    on_ready(&Ready { listen, admin });
+    on_ready(&Ready {
+        listen,
+        admin,
+        dashboard: people.url,
+        setup: people.setup,
+    });
     let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;
     while pulse.next(&orders) == Order::Reload {
@@ -215,6 +233,9 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    if let Some(accounts) = people.accounts {
+        accounts.shutdown();
+    }
     usage.shutdown();
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
@@ -321,6 +342,7 @@ struct Served {
     used: AppTotals,
     tls: Acceptors,
     admin: Vec<Socket>,
+    dashboard: Vec<Socket>,
     admin_start: AdminStart,
     /// Presence members from before.
     members: Arc<[KeptMember]>,
@@ -359,7 +381,7 @@ fn start_shards(
     let beat_every = notify::watchdog_interval().map(Watchdog::period);
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
-    let mut admin = Some(served.admin);
+    let mut admin = Some((served.admin, served.dashboard));
     let inboxes = inboxes
         .replies
         .into_iter()
@@ -368,6 +390,7 @@ fn start_shards(
     for ((index, core), ((replies, snapshots), totals)) in (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
+        let (admin, dashboard) = admin.take().unwrap_or_default();
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
         connections.push(to_shard);
         let plan = Plan {
@@ -386,7 +409,8 @@ fn start_shards(
             connections_max: config.runtime.connections_max.div_ceil(usize::from(count)),
             cors_origins: config.http.cors_origins.clone(),
             connections: accepted,
-            admin: admin.take().unwrap_or_default(),
+            admin,
+            dashboard,
             admin_start: served.admin_start.clone(),
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),

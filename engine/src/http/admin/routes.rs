@@ -47,6 +47,13 @@ pub(super) enum Endpoint {
     PutPlan,
     DeletePlan,
     Usage,
+    Accounts,
+    CreateAccount,
+    Account,
+    UpdateAccount,
+    DeleteAccount,
+    ResetAccount,
+    Audit,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -71,7 +78,7 @@ const fn resource(
 }
 
 /// Every path. `{id}` is what the last part of a path names.
-pub(super) const RESOURCES: [Resource; 19] = [
+pub(super) const RESOURCES: [Resource; 23] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -177,6 +184,29 @@ pub(super) const RESOURCES: [Resource; 19] = [
             ("DELETE", Endpoint::DeletePlan),
         ],
     ),
+    resource(
+        "/admin/accounts",
+        "GET, HEAD, POST",
+        &[
+            ("GET", Endpoint::Accounts),
+            ("POST", Endpoint::CreateAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}",
+        "GET, HEAD, PATCH, DELETE",
+        &[
+            ("GET", Endpoint::Account),
+            ("PATCH", Endpoint::UpdateAccount),
+            ("DELETE", Endpoint::DeleteAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}/reset",
+        "POST",
+        &[("POST", Endpoint::ResetAccount)],
+    ),
+    resource("/admin/audit", "GET, HEAD", &[("GET", Endpoint::Audit)]),
 ];
 
 /// A call that a request's method and path make. Parameters that the path does not have are empty.
