@@ -8,6 +8,7 @@ pub mod activation;
 pub mod check;
 pub mod config;
 pub mod conn;
+pub mod dashboard;
 pub mod http;
 pub mod keys;
 pub mod log;

@@ -1,0 +1,3 @@
+//! The dashboard: what people see of the server in a browser.
+
+pub mod face;
