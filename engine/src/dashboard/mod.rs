@@ -14,6 +14,7 @@
 
 mod answer;
 mod calls;
+pub mod face;
 mod own;
 mod visit;
 

@@ -1,0 +1,10 @@
+//! A function per page: what is shared ([`Shell`](super::Shell)) and what the page is about, as data, give its markup.
+//!
+//! Structs that mirror an answer of the admin API are read from it as it is; fields it leaves out have their default.
+
+pub mod apps;
+pub mod auth;
+pub mod console;
+pub mod keys;
+pub mod overview;
+pub mod settings;
