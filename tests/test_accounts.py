@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import time
+import uuid
 
 import jwt
 import pytest
@@ -26,10 +27,21 @@ def hall(tmp_path_factory):
     people = {"operator": ann}
     for role in ("owner", "admin", "developer", "viewer", "billing"):
         people[role] = member(ann, team, f"{role}@example.com", role, role.title())
-    people["stranger"] = None
     yield server, team, people
     assert server.alive() and "panicked" not in server.log()
     server.kill()
+
+
+@pytest.fixture
+def sam(hall):
+    """Somebody with an account and no team, whose sessions may end."""
+    server = hall[0]
+    email = f"sam-{uuid.uuid4().hex[:8]}@example.com"
+    admin(server, "POST", "/accounts", {"email": email, "password": PASSWORD})
+    person = Person(server)
+    person.email = email
+    person.sign_in(email)
+    return person
 
 
 def totp(secret, at=None):
@@ -153,11 +165,9 @@ def test_a_refresh_token_is_good_once_and_its_copy_ends_the_session(new_server):
     assert any("its token came twice" in e["call"] for e in ctl_json(server, "audit")["entries"])
 
 
-def test_requests_of_one_page_may_bring_the_same_refresh_token_at_once(hall):
+def test_requests_of_one_page_may_bring_the_same_refresh_token_at_once(hall, sam):
     server, _, _ = hall
-    ann = Person(server)
-    ann.sign_in("ann@example.com")
-    refresh = ann.cookies["shardwire_refresh"]
+    refresh = sam.cookies["shardwire_refresh"]
 
     def one(_):
         tab = Person(server)
@@ -168,11 +178,11 @@ def test_requests_of_one_page_may_bring_the_same_refresh_token_at_once(hall):
         assert list(pool.map(one, range(6))) == [200] * 6
 
 
-def test_sessions_are_listed_and_ended_at_once(hall):
+def test_sessions_are_listed_and_ended_at_once(hall, sam):
     server, _, _ = hall
-    one, two, three = Person(server), Person(server), Person(server)
-    for person in (one, two, three):
-        person.sign_in("ann@example.com")
+    one, two, three = sam, Person(server), Person(server)
+    for person in (two, three):
+        person.sign_in(sam.email)
     listed = one.call("GET", "/me/sessions")["sessions"]
     assert [s["current"] for s in listed].count(True) == 1
     assert all(s["address"] == "127.0.0.1" and s["agent"] == "tests" for s in listed)
@@ -189,13 +199,14 @@ def test_sessions_are_listed_and_ended_at_once(hall):
     one.call("GET", "/me", status=401)
 
 
-def test_access_tokens_are_short_jwts_and_no_other_is_taken(hall):
-    server, _, _ = hall
-    ann = Person(server)
-    ann.sign_in("ann@example.com")
+def test_access_tokens_are_short_jwts_and_no_other_is_taken(hall, sam):
+    server, ann = hall[0], sam
     claims = jwt.decode(ann.access, options={"verify_signature": False})
     assert claims["exp"] - claims["iat"] == 600 and claims["aud"] == "shardwire-dashboard"
-    with_token = lambda token: Person(server).request("GET", "/dashboard/api/me", headers=[("Authorization", f"Bearer {token}")])
+
+    def with_token(token):
+        return Person(server).request("GET", "/dashboard/api/me", headers=[("Authorization", f"Bearer {token}")])
+
     assert with_token(ann.access).status == 200
     forged = jwt.encode(claims, "x" * 32, algorithm="HS256")
     none = jwt.encode(claims, None, algorithm="none")
@@ -452,7 +463,7 @@ def test_without_a_dashboard_there_is_none(new_server):
     server = new_server(config="[dashboard]\nenabled = false\n")
     assert Person(server).request("GET", "/dashboard").status == 404
     assert Person(server).request("POST", "/dashboard/api/login", {}).status == 404
-    assert "dashboard" not in server.out() and not (server.data_dir / "accounts.db").exists()
+    assert "/dashboard/setup" not in server.out() and not (server.data_dir / "accounts.db").exists()
 
 
 def test_a_listener_of_its_own_serves_the_dashboard_alone(new_server, free_port):

@@ -16,6 +16,7 @@ mod answer;
 mod calls;
 pub mod face;
 mod own;
+mod pages;
 mod visit;
 
 use std::net::SocketAddr;
@@ -33,8 +34,6 @@ use crate::shard::Server;
 
 /// Bytes of a form or a JSON body.
 const BODY_BYTES_MAX: usize = 256 * 1024;
-
-type Reply = Result<Response<Full<Bytes>>, Refusal>;
 
 /// How a request comes.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +72,7 @@ pub(crate) async fn answer(
     let mut visit = Visit::new(server, settings, accounts, pace, visitor, &head, body);
     let mut response = match path.strip_prefix("/api") {
         Some(path) => own::api(&mut visit, path, target.query).await,
-        None => Refusal::from(ErrorCode::NotFound).into_response(),
+        None => pages::answer(&mut visit, path, target.query).await,
     };
     answer::guard(response.headers_mut(), &visit);
     response

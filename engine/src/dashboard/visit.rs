@@ -29,6 +29,9 @@ pub(super) const FORM: &str = "shardwire_form";
 /// What a page after a form has to say.
 pub(super) const FLASH: &str = "shardwire_flash";
 
+/// Where to go when both steps of a sign-in are done.
+const NEXT: &str = "shardwire_next";
+
 /// Carries the form token of a script's request.
 const FORM_TOKEN: HeaderName = HeaderName::from_static("x-csrf-token");
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -181,6 +184,20 @@ impl<'a> Visit<'a> {
     pub(super) fn forget_session(&mut self) {
         self.set_cookie(ACCESS, "", 0);
         self.set_cookie(REFRESH, "", 0);
+    }
+
+    /// Keeps where to go until the second step of a sign-in is done.
+    pub(super) fn keep_next(&mut self, next: &str) {
+        let encoded: String = form_urlencoded::byte_serialize(next.as_bytes()).collect();
+        self.set_cookie(NEXT, &encoded, FORM_S);
+    }
+
+    /// Where to go.
+    pub(super) fn take_next(&mut self) -> Option<String> {
+        let pair = format!("next={}", self.cookie(NEXT)?);
+        self.set_cookie(NEXT, "", 0);
+        let (_, next) = form_urlencoded::parse(pair.as_bytes()).next()?;
+        Some(next.into_owned())
     }
 
     /// The refresh token that the browser keeps.
