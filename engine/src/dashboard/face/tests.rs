@@ -37,7 +37,9 @@ fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
 
 #[test]
 fn whatever_text_says_it_stays_text() {
-    for (safe, nasty) in friendly().iter().zip(hostile()) {
+    // As long, since some of what is long is shown behind a click.
+    let harmless = samples::all(|text| format!("{text}{}", "x".repeat(HOSTILE.len())));
+    for (safe, nasty) in harmless.iter().zip(hostile()) {
         let names = |html: &str| {
             tags(html)
                 .into_iter()

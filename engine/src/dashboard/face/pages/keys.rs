@@ -102,7 +102,7 @@ pub fn render(shell: &Shell, view: &Keys) -> Markup {
     page(shell, &head, &body)
 }
 
-fn shown_once(shell: &Shell, secret: &Secret) -> Markup {
+pub(super) fn shown_once(shell: &Shell, secret: &Secret) -> Markup {
     html! {
         section class="card secret" aria-labelledby="secret-title" {
             h2 id="secret-title" { (secret.label) }
