@@ -37,8 +37,6 @@ enum Next {
     /// Another page, with something to say at its top.
     Go(String, String),
     Page(Markup),
-    /// Another place, as it is.
-    Away(String),
 }
 
 /// What a form was sent with, and what was wrong with it: for the page that shows it again.
@@ -238,7 +236,6 @@ async fn send(
             visit.say(&say);
             return Ok(redirect(&to));
         }
-        Ok(Next::Away(to)) => return Ok(redirect(&to)),
         Ok(Next::Page(page)) => return Ok(html(StatusCode::OK, page.into_string())),
         Err(refusal) => refusal,
     };
@@ -295,7 +292,7 @@ async fn failed(visit: &mut Visit<'_>, refusal: &Refusal) -> Response<Full<Bytes
         .await
         .unwrap_or_default();
     let text = sentence(&refusal.error.text);
-    let page = face::failure::render(&shell, refusal.status.as_u16(), &text);
+    let page = face::error::render(&shell, refusal.status.as_u16(), &text);
     html(refusal.status, page.into_string())
 }
 

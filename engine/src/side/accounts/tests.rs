@@ -20,7 +20,9 @@ const START_MS: u64 = 2_000_000_000_000;
 const MINUTE_MS: u64 = 60_000;
 
 fn keeper(folder: &TempDir) -> Keeper {
-    let records = SqliteRecordStorage::new(folder.path()).open(Area::Accounts).unwrap();
+    let records = SqliteRecordStorage::new(folder.path())
+        .open(Area::Accounts)
+        .unwrap();
     let secrets = Arc::new(Secrets::open(folder.path()).unwrap());
     let post = Post::start(&config::Mail::default()).unwrap();
     let config = config::Accounts {
@@ -69,12 +71,23 @@ fn the_setup_link_makes_one_account_and_no_second() {
     let link = keeper.setup_link().unwrap().unwrap();
     assert!(link.starts_with("http://host/dashboard/setup?token="));
     let (first, other) = (token(&link), token(&keeper.setup_link().unwrap().unwrap()));
-    assert_eq!(code(keeper.set_up("x", "a@b.c", "A", "h".into())), ErrorCode::NotFound);
-    let id = keeper.set_up(&first, "Ann@Example.com", "Ann", "h".into()).unwrap();
+    assert_eq!(
+        code(keeper.set_up("x", "a@b.c", "A", "h".into())),
+        ErrorCode::NotFound
+    );
+    let id = keeper
+        .set_up(&first, "Ann@Example.com", "Ann", "h".into())
+        .unwrap();
     let account = keeper.account(&id).unwrap();
     assert!(account.operator && account.verified && account.email == "ann@example.com");
-    assert_eq!(code(keeper.set_up(&first, "b@b.c", "B", "h".into())), ErrorCode::NotFound);
-    assert_eq!(code(keeper.set_up(&other, "b@b.c", "B", "h".into())), ErrorCode::BadField);
+    assert_eq!(
+        code(keeper.set_up(&first, "b@b.c", "B", "h".into())),
+        ErrorCode::NotFound
+    );
+    assert_eq!(
+        code(keeper.set_up(&other, "b@b.c", "B", "h".into())),
+        ErrorCode::BadField
+    );
     assert_eq!(keeper.setup_link().unwrap(), None);
 }
 
@@ -83,17 +96,36 @@ fn a_link_is_good_once_and_for_a_time_and_kept_as_a_hash() {
     let folder = tempfile::tempdir().unwrap();
     let mut keeper = keeper(&folder);
     let (ann, session) = person(&mut keeper, "ann@example.com", false);
-    let (first, second) = (keeper.reset_link(&ann.account).unwrap(), keeper.reset_link(&ann.account).unwrap());
-    keeper.reset(&token(&first), "other".into(), &client()).unwrap();
-    assert_eq!(code(keeper.reset(&token(&first), "x".into(), &client())), ErrorCode::NotFound);
+    let (first, second) = (
+        keeper.reset_link(&ann.account).unwrap(),
+        keeper.reset_link(&ann.account).unwrap(),
+    );
+    keeper
+        .reset(&token(&first), "other".into(), &client())
+        .unwrap();
+    assert_eq!(
+        code(keeper.reset(&token(&first), "x".into(), &client())),
+        ErrorCode::NotFound
+    );
     // A reset ends all sessions.
-    assert_eq!(code(keeper.principal(&session.access)), ErrorCode::TokenExpired);
+    assert_eq!(
+        code(keeper.principal(&session.access)),
+        ErrorCode::TokenExpired
+    );
     keeper.fixed_ms += 60 * MINUTE_MS;
-    assert_eq!(code(keeper.reset(&token(&second), "x".into(), &client())), ErrorCode::NotFound);
-    let files = ["accounts.db", "accounts.db-wal"].map(|name| std::fs::read(folder.path().join(name)).unwrap());
+    assert_eq!(
+        code(keeper.reset(&token(&second), "x".into(), &client())),
+        ErrorCode::NotFound
+    );
+    let files = ["accounts.db", "accounts.db-wal"]
+        .map(|name| std::fs::read(folder.path().join(name)).unwrap());
     for secret in [token(&first), token(&second), session.refresh] {
         let secret = secret.rsplit('.').next().unwrap().as_bytes();
-        assert!(!files.iter().any(|file| file.windows(secret.len()).any(|part| part == secret)));
+        assert!(
+            !files
+                .iter()
+                .any(|file| file.windows(secret.len()).any(|part| part == secret))
+        );
     }
 }
 
@@ -111,9 +143,18 @@ fn refresh_tokens_rotate_and_a_copy_ends_the_session() {
     let again = keeper.refresh(&first.refresh, &client()).unwrap();
     assert!(matches!(again, Refreshed::Repeated { .. }));
     keeper.fixed_ms += MINUTE_MS;
-    assert_eq!(code(keeper.refresh(&first.refresh, &client())), ErrorCode::BadToken);
-    assert_eq!(code(keeper.refresh(&second.refresh, &client())), ErrorCode::TokenExpired);
-    assert_eq!(code(keeper.principal(&second.access)), ErrorCode::TokenExpired);
+    assert_eq!(
+        code(keeper.refresh(&first.refresh, &client())),
+        ErrorCode::BadToken
+    );
+    assert_eq!(
+        code(keeper.refresh(&second.refresh, &client())),
+        ErrorCode::TokenExpired
+    );
+    assert_eq!(
+        code(keeper.principal(&second.access)),
+        ErrorCode::TokenExpired
+    );
     let log = keeper.audit(("account", &ann.account), None, 10).unwrap();
     assert!(log.entries[0].call.contains("its token came twice"));
 }
@@ -124,8 +165,15 @@ fn access_ends_with_its_time_the_session_or_the_account() {
     let mut keeper = keeper(&folder);
     let (ann, session) = person(&mut keeper, "ann@example.com", false);
     keeper.fixed_ms += 10 * MINUTE_MS;
-    assert_eq!(code(keeper.principal(&session.access)), ErrorCode::TokenExpired);
-    let access = keeper.refresh(&session.refresh, &client()).unwrap().access().to_owned();
+    assert_eq!(
+        code(keeper.principal(&session.access)),
+        ErrorCode::TokenExpired
+    );
+    let access = keeper
+        .refresh(&session.refresh, &client())
+        .unwrap()
+        .access()
+        .to_owned();
     assert!(keeper.principal(&access).is_ok());
     let patch = AccountPatch {
         disabled: Some(true),
@@ -144,11 +192,16 @@ fn sessions_are_their_owners_alone() {
     let (bob, _) = person(&mut keeper, "bob@example.com", false);
     let mut kept = keeper.get::<Account>(&ann.account).unwrap();
     let two = keeper.begin_session(&mut kept, &client()).unwrap();
-    assert_eq!(code(keeper.end_session(&bob.account, &one.session)), ErrorCode::NotFound);
+    assert_eq!(
+        code(keeper.end_session(&bob.account, &one.session)),
+        ErrorCode::NotFound
+    );
     let listed = keeper.sessions(&ann.account, &two.session).unwrap();
     assert_eq!(listed.len(), 2);
     assert_eq!(listed.iter().filter(|session| session.current).count(), 1);
-    keeper.end_other_sessions(&ann.account, &two.session).unwrap();
+    keeper
+        .end_other_sessions(&ann.account, &two.session)
+        .unwrap();
     assert!(keeper.principal(&two.access).is_ok() && keeper.principal(&one.access).is_err());
 }
 
@@ -158,9 +211,15 @@ fn a_second_factor_is_confirmed_taken_once_and_replaced_by_recovery_codes() {
     let mut keeper = keeper(&folder);
     let (ann, _) = person(&mut keeper, "ann@example.com", false);
     let enrolment = keeper.begin_second_factor(&ann.account).unwrap();
-    let secret = data_encoding::BASE32_NOPAD.decode(enrolment.secret.as_bytes()).unwrap();
+    let secret = data_encoding::BASE32_NOPAD
+        .decode(enrolment.secret.as_bytes())
+        .unwrap();
     let secret: [u8; SECRET_BYTES] = secret.try_into().unwrap();
-    assert!(keeper.confirm_second_factor(&ann.account, "000000").is_err());
+    assert!(
+        keeper
+            .confirm_second_factor(&ann.account, "000000")
+            .is_err()
+    );
     let now = code_at(&secret, START_MS).unwrap();
     let codes = keeper.confirm_second_factor(&ann.account, &now).unwrap();
     let mut kept = keeper.get::<Account>(&ann.account).unwrap();
@@ -168,9 +227,15 @@ fn a_second_factor_is_confirmed_taken_once_and_replaced_by_recovery_codes() {
     assert_eq!(keeper.take_code(&mut kept, &now).unwrap(), None);
     keeper.fixed_ms += MINUTE_MS;
     let later = code_at(&secret, keeper.fixed_ms).unwrap();
-    assert_eq!(keeper.take_code(&mut kept, &later).unwrap(), Some("signed in with a code"));
+    assert_eq!(
+        keeper.take_code(&mut kept, &later).unwrap(),
+        Some("signed in with a code")
+    );
     assert_eq!(keeper.take_code(&mut kept, &later).unwrap(), None);
-    assert_eq!(keeper.take_code(&mut kept, &codes[3]).unwrap(), Some("signed in with a recovery code"));
+    assert_eq!(
+        keeper.take_code(&mut kept, &codes[3]).unwrap(),
+        Some("signed in with a recovery code")
+    );
     assert_eq!(keeper.take_code(&mut kept, &codes[3]).unwrap(), None);
     let kept = serde_json::to_string(&kept.document).unwrap();
     assert!(!kept.contains(&enrolment.secret) && !kept.contains(&codes[0]));
@@ -189,7 +254,9 @@ fn a_team_has_an_owner_at_all_times() {
     assert!(keeper.delete_account(&ann.account).is_err());
     let (bob, _) = person(&mut keeper, "bob@example.com", true);
     assert_eq!(bob.role_in(&team), Some(Role::Owner));
-    keeper.set_role(&team, &ann.account, Role::Admin, Some(Role::Owner)).unwrap();
+    keeper
+        .set_role(&team, &ann.account, Role::Admin, Some(Role::Owner))
+        .unwrap();
     // An admin neither makes owners nor unmakes them.
     let up = keeper.set_role(&team, &ann.account, Role::Owner, Some(Role::Admin));
     let down = keeper.set_role(&team, &bob.account, Role::Viewer, Some(Role::Admin));
@@ -197,10 +264,23 @@ fn a_team_has_an_owner_at_all_times() {
     for refused in [up, down, out] {
         assert_eq!(code(refused), ErrorCode::NotPermitted);
     }
-    keeper.transfer_team(&team, &bob.account, &ann.account).unwrap();
-    let roles: Vec<_> = keeper.members(&team).unwrap().into_iter().map(|m| (m.email, m.role)).collect();
-    let expected = [("ann@example.com", Role::Owner), ("bob@example.com", Role::Admin)];
-    assert_eq!(roles, expected.map(|(email, role)| (email.to_owned(), role)));
+    keeper
+        .transfer_team(&team, &bob.account, &ann.account)
+        .unwrap();
+    let roles: Vec<_> = keeper
+        .members(&team)
+        .unwrap()
+        .into_iter()
+        .map(|m| (m.email, m.role))
+        .collect();
+    let expected = [
+        ("ann@example.com", Role::Owner),
+        ("bob@example.com", Role::Admin),
+    ];
+    assert_eq!(
+        roles,
+        expected.map(|(email, role)| (email.to_owned(), role))
+    );
 }
 
 #[test]
@@ -210,24 +290,48 @@ fn an_invitation_is_for_its_address_and_good_once() {
     let (ann, _) = person(&mut keeper, "ann@example.com", false);
     let team = keeper.create_team("Shop", &ann.account).unwrap().id;
     let (ann, eve) = {
-        let members = keeper.labelled::<super::documents::Member>("account", &ann.account).unwrap();
+        let members = keeper
+            .labelled::<super::documents::Member>("account", &ann.account)
+            .unwrap();
         let mut ann = ann;
-        ann.roles = members.into_iter().map(|m| (m.document.team, m.document.role)).collect();
+        ann.roles = members
+            .into_iter()
+            .map(|m| (m.document.team, m.document.role))
+            .collect();
         (ann, person(&mut keeper, "eve@example.com", false).0)
     };
-    assert_eq!(code(keeper.invite(&team, "x@example.com", Role::Viewer, &eve)), ErrorCode::NotPermitted);
-    let invitation = keeper.invite(&team, "BOB@example.com", Role::Developer, &ann).unwrap();
+    assert_eq!(
+        code(keeper.invite(&team, "x@example.com", Role::Viewer, &eve)),
+        ErrorCode::NotPermitted
+    );
+    let invitation = keeper
+        .invite(&team, "BOB@example.com", Role::Developer, &ann)
+        .unwrap();
     assert_eq!(invitation.email, "bob@example.com");
     // The letter holds the only copy of the token: one for the test.
-    let (url, put) = keeper.link(super::documents::Purpose::Join, &invitation.id, None).unwrap();
+    let (url, put) = keeper
+        .link(super::documents::Purpose::Join, &invitation.id, None)
+        .unwrap();
     keeper.apply(&[put]).unwrap();
-    assert_eq!(code(keeper.join(&token(&url), &eve)), ErrorCode::NotPermitted);
-    let bob = keeper.join_anew(&token(&url), "Bob", "hash".into()).unwrap();
+    assert_eq!(
+        code(keeper.join(&token(&url), &eve)),
+        ErrorCode::NotPermitted
+    );
+    let bob = keeper
+        .join_anew(&token(&url), "Bob", "hash".into())
+        .unwrap();
     assert!(keeper.account(&bob).unwrap().verified);
-    assert!(keeper.join_anew(&token(&url), "Bob", "hash".into()).is_err());
+    assert!(
+        keeper
+            .join_anew(&token(&url), "Bob", "hash".into())
+            .is_err()
+    );
     assert!(keeper.invitations(&team).unwrap().is_empty());
     assert_eq!(keeper.members(&team).unwrap()[1].role, Role::Developer);
-    assert_eq!(code(keeper.withdraw("other", &invitation.id)), ErrorCode::NotFound);
+    assert_eq!(
+        code(keeper.withdraw("other", &invitation.id)),
+        ErrorCode::NotFound
+    );
 }
 
 #[test]
@@ -258,16 +362,32 @@ fn letters_are_few_and_the_same_for_every_address() {
     };
     assert!(keeper.forgot("ann@example.com", &from(1)).is_ok());
     assert!(keeper.forgot("nobody@example.com", &from(2)).is_ok());
-    assert!(keeper.sign_up("ann@example.com", "Ann", "h".into(), &from(3)).is_ok());
-    assert!(keeper.sign_up("bob@example.com", "Bob", "h".into(), &from(4)).is_ok());
+    assert!(
+        keeper
+            .sign_up("ann@example.com", "Ann", "h".into(), &from(3))
+            .is_ok()
+    );
+    assert!(
+        keeper
+            .sign_up("bob@example.com", "Bob", "h".into(), &from(4))
+            .is_ok()
+    );
     for n in 10..12 {
         keeper.forgot("ann@example.com", &from(n)).unwrap();
     }
-    assert_eq!(code(keeper.forgot("ann@example.com", &from(20))), ErrorCode::RateExceeded);
+    assert_eq!(
+        code(keeper.forgot("ann@example.com", &from(20))),
+        ErrorCode::RateExceeded
+    );
     for n in 0..4 {
-        keeper.forgot(&format!("x{n}@example.com"), &from(99)).unwrap();
+        keeper
+            .forgot(&format!("x{n}@example.com"), &from(99))
+            .unwrap();
     }
-    assert_eq!(code(keeper.forgot("y@example.com", &from(99))), ErrorCode::RateExceeded);
+    assert_eq!(
+        code(keeper.forgot("y@example.com", &from(99))),
+        ErrorCode::RateExceeded
+    );
 }
 
 #[test]
@@ -281,9 +401,17 @@ fn the_audit_log_has_pages_and_an_end() {
     let first = keeper.audit(("all", ""), None, 3).unwrap();
     let names: Vec<_> = first.entries.iter().map(|entry| &*entry.actor).collect();
     assert_eq!(names, ["n4", "n3", "n2"]);
-    let rest = keeper.audit(("all", ""), first.cursor.as_deref(), 3).unwrap();
+    let rest = keeper
+        .audit(("all", ""), first.cursor.as_deref(), 3)
+        .unwrap();
     assert_eq!((rest.entries.len(), rest.cursor), (2, None));
     assert!(keeper.audit(("all", ""), Some("x"), 3).is_err());
     keeper.fixed_ms += 401 * 24 * 60 * MINUTE_MS;
-    assert!(keeper.audit(("all", ""), None, 3).unwrap().entries.is_empty());
+    assert!(
+        keeper
+            .audit(("all", ""), None, 3)
+            .unwrap()
+            .entries
+            .is_empty()
+    );
 }
