@@ -362,6 +362,18 @@ def test_apps_belong_to_teams_and_move_with_their_owners(hall):
     owner.call("GET", f"/teams/{other}", status=404)
 
 
+def test_members_name_no_file_of_the_host_and_give_no_plan(hall):
+    server, _, people = hall
+    developer, ann = people["developer"], people["operator"]
+    for settings in ({"jwksFile": "/etc/passwd"}, {"plan": "none"}):
+        developer.call("PATCH", "/apps/dev", {"settings": settings}, 403)
+    ann.call("PUT", "/plans/p1", {"connectionsMax": 5})
+    ann.call("PATCH", "/apps/dev", {"settings": {"plan": "p1"}})
+    developer.call("PATCH", "/apps/dev", {"settings": {"plan": None}}, 403)
+    developer.call("PATCH", "/apps/dev", {"settings": {"plan": "p1", "hello": True}})
+    ann.call("PATCH", "/apps/dev", {"settings": {"plan": None}})
+
+
 def test_roles_are_given_by_those_above_and_the_last_owner_stays(hall):
     server, _, people = hall
     ann = people["operator"]

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Method, StatusCode};
+use serde_json::Value;
 use shardwire_proto::account::permissions::{PERMISSIONS, Permission, Standing, Who};
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::url::percent_decode;
@@ -56,7 +57,7 @@ static ROUTES: LazyLock<matchit::Router<Vec<&'static Permission>>> = LazyLock::n
     router
 });
 
-const PARAMETERS: [&str; 5] = ["app", "team", "id", "channel", "client"];
+const PARAMETERS: [&str; 6] = ["app", "team", "id", "channel", "client", "item"];
 
 fn find<'p>(method: &Method, path: &'p str, query: &'p str) -> Result<Call<'p>, Refusal> {
     let matched = ROUTES.at(path).map_err(|_| ErrorCode::NotFound)?;
@@ -105,7 +106,10 @@ impl Visit<'_> {
         body: Bytes,
     ) -> Result<Answer, Refusal> {
         let mut call = find(method, path, query)?;
-        let permitted = self.permit(&mut call).await;
+        let mut permitted = self.permit(&mut call).await;
+        if permitted.is_ok() {
+            permitted = self.check_fields(&call, &body).map_err(Refusal::from);
+        }
         let answered = match permitted {
             Ok(()) => self.carry_out(method, &call, body).await,
             Err(refusal) => Err(refusal),
@@ -239,9 +243,35 @@ impl Visit<'_> {
     }
 }
 
+fn not_permitted(text: &'static str) -> ProtocolError {
+    ProtocolError::with_text(ErrorCode::NotPermitted, text)
+}
+
+/// Whether a body names a file of the host somewhere: in a field whose name ends so.
+fn names_file(body: &Value) -> bool {
+    match body {
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            (name.ends_with("File") && value.is_string()) || names_file(value)
+        }),
+        Value::Array(items) => items.iter().any(names_file),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn files_of_the_host_are_told() {
+        assert!(names_file(&json!({ "settings": { "jwksFile": "/etc/x" } })));
+        assert!(names_file(&json!([{ "serviceAccountFile": "x" }])));
+        assert!(!names_file(
+            &json!({ "settings": { "jwksFile": null }, "name": "File", "file": "x" })
+        ));
+    }
 
     #[test]
     fn the_table_routes_and_names_what_else_is_allowed() {
