@@ -171,6 +171,45 @@ impl Visit<'_> {
         })
     }
 
+    /// Keeps from members of a team what is the server's: files of its host, and which plan limits an app.
+    ///
+    /// # Errors
+    /// 40300.
+    fn check_fields(&self, call: &Call<'_>, body: &[u8]) -> Result<(), ProtocolError> {
+        let sets = [
+            ("PATCH", "/apps/{app}"),
+            ("POST", "/teams/{team}/apps"),
+            ("PUT", "/apps/{app}/push/providers/{id}"),
+        ];
+        let is_of_team = self.who.as_ref().is_some_and(|who| !who.is_operator);
+        if !is_of_team || !sets.contains(&(call.row.method, call.row.path)) {
+            return Ok(());
+        }
+        // What is not JSON is refused by whoever reads it.
+        let Ok(mut body) = serde_json::from_slice::<Value>(body) else {
+            return Ok(());
+        };
+        let registry = self.server.settings.registry.as_ref();
+        let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
+        let app = snapshot.app(call.parameter("app"));
+        let settings = app.and_then(|app| serde_json::to_value(&app.settings).ok());
+        let settings = settings.unwrap_or_default();
+        if let Some(wanted) = body.get_mut("settings").and_then(Value::as_object_mut) {
+            // Unchanged, they may be sent along with the rest.
+            wanted.retain(|name, value| settings.get(name) != Some(value));
+            if wanted.contains_key("plan") {
+                let text = "only whoever runs the server gives an app a plan";
+                return Err(not_permitted(text));
+            }
+        }
+        if names_file(&body) {
+            return Err(not_permitted(
+                "only whoever runs the server names its files",
+            ));
+        }
+        Ok(())
+    }
+
     async fn carry_out(
         &mut self,
         method: &Method,

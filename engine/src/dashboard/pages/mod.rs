@@ -54,13 +54,25 @@ struct Form(BTreeMap<String, String>, Vec<(String, String)>);
 
 impl Form {
     fn parse(text: &[u8]) -> Self {
-        let mut fields = BTreeMap::new();
-        for (name, value) in form_urlencoded::parse(text) {
-            fields
-                .entry(name.into_owned())
-                .or_insert(value.into_owned());
+        let all: Vec<(String, String)> = form_urlencoded::parse(text).into_owned().collect();
+        let mut first = BTreeMap::new();
+        for (name, value) in &all {
+            first.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        Self(fields)
+        Self(first, all)
+    }
+
+    /// Every value of a name that is not empty.
+    fn every(&self, name: &str) -> Vec<&str> {
+        let all = self.1.iter();
+        let named = all.filter(|(own, value)| own == name && !value.is_empty());
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The lines of a text, trimmed, that are not empty.
+    fn lines(&self, name: &str) -> Vec<&str> {
+        let lines = self.get(name).lines().map(str::trim);
+        lines.filter(|line| !line.is_empty()).collect()
     }
 
     /// Empty where it is absent.
