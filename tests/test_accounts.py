@@ -283,6 +283,7 @@ def test_what_another_site_has_a_browser_send_changes_nothing(hall):
         ann.request("POST", path, key, [("X-CSRF-Token", "wrong")]),
         ann.request("POST", path, key, [("X-CSRF-Token", people["viewer"].form_token)]),
         ann.request("POST", path, key, [good, ("Origin", "https://evil.example")]),
+        ann.request("POST", path, key, [good, ("Origin", "https://evil.example"), ("Sec-Fetch-Site", "none")]),
         ann.request("POST", path, key, [good, ("Sec-Fetch-Site", "cross-site")]),
         ann.request("POST", path, key, [good, ("Origin", "null")]),
         Person(server).request("POST", "/dashboard/api/login", {"email": "ann@example.com", "password": PASSWORD}, kind="text/plain"),
