@@ -17,11 +17,11 @@ function draw(name, attributes) {
   return element;
 }
 
-// The next of 1, 2, 5, 10, 20 …
+// The next round number.
 function roundUp(value) {
   if (value <= 0) return 1;
   const step = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((factor) => factor * step).find((top) => top >= value * 0.999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((factor) => factor * step).find((top) => top >= value * 0.999);
 }
 
 function ago(ms) {

@@ -186,7 +186,7 @@ async function offerSigningKey() {
 
 $('sign-make')?.addEventListener('click', async () => {
   try {
-    await api('POST', `${apiPath}/signing-keys`, { algorithm: 'HS256', capabilities: { '*': ['*'] } });
+    await api('POST', `${apiPath}/signing-keys`, { algorithm: 'HS256' });
     $('sign-notice').hidden = true;
     $('connect-form').requestSubmit();
   } catch (error) {

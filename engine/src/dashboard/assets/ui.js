@@ -44,6 +44,19 @@ for (const button of document.querySelectorAll('[data-copy]')) {
   button.addEventListener('click', () => copy(button));
 }
 
+// On a small screen rows become cards: each cell then needs its column's name. Not where most columns are numbers, which
+// are there to be compared.
+function labelCells(table) {
+  const heads = [...(table.tHead?.rows[0]?.cells ?? [])];
+  if (table.closest('.chart-data') || heads.filter((head) => head.classList.contains('num')).length > 3) return;
+  for (const row of table.tBodies[0]?.rows ?? []) {
+    [...row.cells].forEach((cell, index) => { cell.dataset.label = heads[index]?.textContent ?? ''; });
+  }
+  table.classList.add('stack');
+}
+
+document.querySelectorAll('main table').forEach(labelCells);
+
 document.addEventListener('submit', (event) => {
   if (event.defaultPrevented || event.target.method !== 'post') return;
   if (event.target.dataset.sent) event.preventDefault();

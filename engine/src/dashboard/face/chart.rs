@@ -103,7 +103,8 @@ fn grid(width: usize) -> Markup {
 
 /// A bar of how much of a limit is used.
 pub(crate) fn meter(label: &str, used: u64, limit: Option<u64>) -> Markup {
-    let share = limit.map_or(0.0, |limit| share(used, limit).min(1.0)) * 100.0;
+    let share = limit.map_or(0.0, |limit| share(used, limit)) * 100.0;
+    let width = share.min(100.0);
     let class = match share {
         ..80.0 => "meter-value",
         80.0..100.0 => "meter-value warn",
@@ -126,7 +127,7 @@ pub(crate) fn meter(label: &str, used: u64, limit: Option<u64>) -> Markup {
             }
             svg class="meter-bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true" {
                 rect class="meter-back" width="100" height="6" {}
-                @if limit.is_some() { rect class=(class) width=(number(share)) height="6" {} }
+                @if limit.is_some() { rect class=(class) width=(number(width)) height="6" {} }
             }
         }
     }
@@ -143,11 +144,11 @@ fn number(value: f64) -> String {
     format!("{value:.2}")
 }
 
-/// The next of 2, 4, 10, 20, 40, 100 …: even, so that its half is a whole number too.
+/// The next of 2, 4, 6, 8, 10, 20, 40 …: even, so that its half is a whole number too.
 fn round_up(value: u64) -> u64 {
     let mut step: u64 = 1;
     loop {
-        for factor in [2, 4, 10] {
+        for factor in [2, 4, 6, 8, 10] {
             let top = step.saturating_mul(factor);
             if top >= value {
                 return top;
@@ -163,7 +164,14 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_numbers() {
-        let pairs = [(0, 2), (3, 4), (5, 10), (11, 20), (100, 100), (101, 200)];
+        let pairs = [
+            (0, 2),
+            (3, 4),
+            (5, 6),
+            (11, 20),
+            (100, 100),
+            (41_234, 60_000),
+        ];
         for (value, top) in pairs {
             assert_eq!(round_up(value), top);
         }
@@ -191,7 +199,9 @@ mod tests {
     #[test]
     fn a_meter_never_leaves_its_bar() {
         let page = meter("Messages", 300, Some(100)).into_string();
-        assert!(page.contains("width=\"100.00\"") && page.contains("bad"));
+        assert!(
+            page.contains("width=\"100.00\"") && page.contains("bad") && page.contains("300 %")
+        );
         assert!(meter("M", 5, Some(0)).into_string().contains("of 0"));
         assert!(meter("M", 5, None).into_string().contains("no limit"));
     }

@@ -98,7 +98,7 @@ pub fn render(shell: &Shell, view: &UsageView) -> Markup {
             (chart("c-deliveries", "Deliveries", |amounts| amounts.deliveries))
             (chart("c-connections", "Connections, at most", |amounts| amounts.connections_peak))
             (chart("c-channels", "Channels, at most", |amounts| amounts.channels_peak))
-            (chart("c-refused", "Refused", |amounts| amounts.refused))
+            @if total.refused > 0 { (chart("c-refused", "Refused", |amounts| amounts.refused)) }
         }
     };
     page(shell, &head, &body)
