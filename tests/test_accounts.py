@@ -425,8 +425,9 @@ def test_every_change_is_in_the_audit_log_also_a_refused_one(hall):
     assert seen == [
         ("admin token", f"DELETE /admin/apps/dev/keys/{key}", "dev", None, 200),
         ("viewer@example.com", "DELETE /apps/{app}/keys/{id}", "dev", key, 403),
-        ("developer@example.com", "POST /apps/{app}/keys", "dev", None, 201),
+        ("developer@example.com", "POST /apps/{app}/keys", "dev", key, 201),
     ]
+    assert entries[2]["detail"] == "kind: client"
     page = people["admin"].call("GET", f"/teams/{team}/audit?limit=2")
     rest = people["admin"].call("GET", f"/teams/{team}/audit?limit=2&cursor={page['cursor']}")
     assert [e["id"] for e in page["entries"] + rest["entries"]] == [e["id"] for e in entries[:4]]

@@ -106,6 +106,7 @@ impl Visit<'_> {
         body: Bytes,
     ) -> Result<Answer, Refusal> {
         let mut call = find(method, path, query)?;
+        let detail = detail_of(&body);
         let mut permitted = self.permit(&mut call).await;
         if permitted.is_ok() {
             permitted = self.check_fields(&call, &body).map_err(Refusal::from);
@@ -121,7 +122,8 @@ impl Visit<'_> {
                 Ok(answer) => answer.status,
                 Err(refusal) => refusal.status,
             };
-            self.note(&call, status).await;
+            let made = answered.as_ref().ok().and_then(made_id);
+            self.note(&call, status, detail, made).await;
         }
         answered
     }
@@ -255,7 +257,13 @@ impl Visit<'_> {
     }
 
     /// Writes a call into the audit log.
-    async fn note(&self, call: &Call<'_>, status: StatusCode) {
+    async fn note(
+        &self,
+        call: &Call<'_>,
+        status: StatusCode,
+        detail: Option<String>,
+        made: Option<String>,
+    ) {
         let Some(who) = &self.who else { return };
         let actor = Actor {
             account: Some(who.account.clone()),
@@ -271,7 +279,8 @@ impl Visit<'_> {
         );
         entry.team = call.team.clone();
         entry.app = some("app");
-        entry.target = some("id").or(some("channel")).or(some("client"));
+        entry.target = some("id").or(some("channel")).or(some("client")).or(made);
+        entry.detail = detail;
         let noted = self.accounts.ask(move |keeper| {
             keeper.note(entry);
             Ok(())
@@ -284,6 +293,37 @@ impl Visit<'_> {
 
 fn not_permitted(text: &'static str) -> ProtocolError {
     ProtocolError::with_text(ErrorCode::NotPermitted, text)
+}
+
+/// Fields of a body that the audit log shows. None of them may hold a secret.
+const SHOWN: [&str; 10] = [
+    "email", "role", "kind", "name", "disabled", "enabled", "operator", "team", "account", "url",
+];
+/// Characters of them.
+const DETAIL_CHARS_MAX: usize = 200;
+
+/// What a body says, for the audit log.
+fn detail_of(body: &[u8]) -> Option<String> {
+    let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    let shown = SHOWN.iter().filter_map(|name| match fields.get(*name)? {
+        Value::String(text) if !text.is_empty() => Some(format!("{name}: {text}")),
+        Value::Bool(is_so) => Some(format!("{name}: {is_so}")),
+        _ => None,
+    });
+    let text = shown.collect::<Vec<_>>().join(", ");
+    (!text.is_empty()).then(|| text.chars().take(DETAIL_CHARS_MAX).collect())
+}
+
+/// The id of what a call has made.
+fn made_id(answer: &Answer) -> Option<String> {
+    if answer.status != StatusCode::CREATED {
+        return None;
+    }
+    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    let id = body.get("id").or(body.get("kid"))?;
+    id.as_str().map(str::to_owned)
 }
 
 /// Whether a body names a file of the host somewhere: in a field whose name ends so.
