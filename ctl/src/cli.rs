@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+mod webhooks;
+
+pub(crate) use webhooks::{Hook, HookSettings, Webhooks};
+
 /// Operates a Shardwire server over its admin API.
 #[derive(Debug, Parser)]
 #[command(
@@ -185,6 +189,13 @@ shardwirectl accounts reset ann@example.com"
     #[command(after_help = "Example:\n  shardwirectl audit --limit 20\n  \
 shardwirectl --json audit --account a_4x2e")]
     Audit(Audit),
+    /// Webhooks of an app: endpoints, attempts, events again, dead letters
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl webhooks create https://shop.example/hooks --event channel.occupied --event channel.vacated\n  \
+shardwirectl webhooks test ID\n  shardwirectl webhooks deliveries ID\n  shardwirectl webhooks replay ID"
+    )]
+    Webhooks(Webhooks),
     /// Live table of the server's shards
     #[command(
         after_help = "Rates are of the last interval. q quits.\n\nExample:\n  shardwirectl top\n  \
@@ -296,6 +307,9 @@ pub(crate) enum Keys {
         /// Seconds until it ends [default: never]
         #[arg(long, value_name = "SECONDS")]
         expires_in: Option<u64>,
+        /// Publishes of each connection: {"per_window": 50} [default: as the app has it, for back ends none]
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
     },
     /// Change a key
     Update {
@@ -309,6 +323,9 @@ pub(crate) enum Keys {
         /// What it grants, by channel pattern
         #[arg(long, value_name = "JSON")]
         capabilities: Option<String>,
+        /// Publishes of each connection: {"per_window": 50}, or false
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
         #[command(flatten)]
         state: State,
     },

@@ -103,10 +103,12 @@ async fn serve(listener: Socket) {
         },
         handshake_deadline: Duration::from_secs(10),
         connections_max: usize::MAX,
+        refusals_max: 1,
         store: None,
         tls: None,
         registry: None,
         usage: None,
+        webhooks: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use shardwire::activation::Inherited;
-use shardwire::check::{self, Grade};
+use shardwire::check::{self, Grade, Holding};
 use shardwire::config::cli::{Cli, Command, Flags};
 use shardwire::config::{Config, Env, Host};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
@@ -172,9 +172,10 @@ fn host_is_usable(config: &Config, inherited: &Inherited, takes_over: bool) -> b
         check::await_free(address, RESTART_PATIENCE);
     }
     let mut usable = true;
-    let findings = check::host(config)
-        .into_iter()
-        .chain(check::addresses(config, own));
+    let findings =
+        check::host(config)
+            .into_iter()
+            .chain(check::addresses(config, own, Holding::Refused));
     for finding in findings {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.grade {

@@ -14,6 +14,7 @@ use crate::usage::UsageStats;
 
 mod store;
 mod usage;
+pub mod webhooks;
 
 /// Media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

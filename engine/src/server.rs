@@ -26,6 +26,7 @@ use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
+use shardwire_proto::webhook::{Raised, Wanted, What};
 use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
@@ -33,10 +34,12 @@ use crate::activation::Inherited;
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
+use crate::records::RecordStorage;
 use crate::records::sqlite::SqliteRecordStorage;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::side::webhooks::{self, Surroundings, WebhookHandle};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
 use crate::takeover::{self, Offered};
@@ -47,7 +50,7 @@ use crate::{notify, sys};
 pub use operator::Operator;
 use operator::Order;
 use reload::options;
-use shard_thread::{Control, Plan};
+use shard_thread::{Control, Plan, WantedEvents};
 use sockets::Sockets;
 
 /// Name of the embedded store in the data folder.
@@ -99,6 +102,8 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// The outbox of webhooks cannot be used.
+    Webhooks(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -120,6 +125,7 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
+            Self::Webhooks(error) => write!(f, "cannot use the outbox of webhooks: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
@@ -181,21 +187,43 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
         .unzip();
-    let (usage, used) =
-        usage::start(&config.data_dir, registry.clone(), usage_inboxes).map_err(RunError::Usage)?;
+    let (wanted_inboxes, wanted_later): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(webhooks::WANTED_WAITING_MAX))
+        .unzip();
+    let records: Arc<dyn RecordStorage> = Arc::new(SqliteRecordStorage::new(&config.data_dir));
+    let (webhooks, wanted) = webhooks::start(Surroundings {
+        storage: records.clone(),
+        config: config.webhooks.clone(),
+        registry: registry.clone(),
+        store: store.clone(),
+        shards: wanted_inboxes,
+        grace_ms: config.limits.presence_grace_ms,
+    })
+    .map_err(RunError::Webhooks)?;
+    let (usage, used) = usage::start(
+        &config.data_dir,
+        registry.clone(),
+        usage_inboxes,
+        tell_quotas(webhooks.clone()),
+    )
+    .map_err(RunError::Usage)?;
     let inboxes = Inboxes {
         replies,
         snapshots,
         totals,
+        wanted: wanted_later,
     };
-    let records = SqliteRecordStorage::new(&config.data_dir);
-    let people = people::start(&config, &sockets, &records).map_err(RunError::Accounts)?;
+    let people = people::start(&config, &sockets, &*records).map_err(RunError::Accounts)?;
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
         store: store.clone(),
         usage: usage.clone(),
         used,
+        webhooks: webhooks.clone(),
+        wanted,
         tls: tls.clone(),
         admin: sockets.admin,
         dashboard: sockets.dashboard,
@@ -237,12 +265,30 @@ pub fn run(
         accounts.shutdown();
     }
     usage.shutdown();
+    webhooks.shutdown(Duration::from_millis(current.webhooks.timeout_ms));
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// Lets back ends know how far quotas are used up.
+fn tell_quotas(webhooks: WebhookHandle) -> impl Fn(&usage::Mark) -> bool {
+    move |mark| {
+        let event = Raised {
+            app: mark.app.clone(),
+            timestamp: registry::now_ms(),
+            what: What::Quota {
+                quota: mark.quota.to_owned(),
+                percent: mark.percent,
+                used: mark.used,
+                limit: mark.limit,
+            },
+        };
+        webhooks.raise(event).is_ok()
+    }
 }
 
 /// Lets a successor have the listening sockets. Without that the server runs as well.
@@ -262,7 +308,11 @@ fn offer_takeover(config: &Config, sockets: &Sockets, operator: Operator) -> Opt
 /// How long a stop may take.
 fn stop_within(config: &Config) -> Duration {
     let drain = &config.drain;
-    Duration::from_secs(drain.announce_s + drain.deadline_s) + STORE_PATIENCE + STOP_MARGIN
+    let webhooks = Duration::from_millis(config.webhooks.timeout_ms);
+    Duration::from_secs(drain.announce_s + drain.deadline_s)
+        + webhooks
+        + STORE_PATIENCE
+        + STOP_MARGIN
 }
 
 /// Waits for orders, and gives signs of life meanwhile.
@@ -316,6 +366,7 @@ struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
+    wanted: Vec<Inbox<Arc<Wanted>>>,
 }
 
 /// Whoever holds the clients' listening sockets in this process.
@@ -340,6 +391,9 @@ struct Served {
     usage: UsageHandle,
     /// What apps have used before this start.
     used: AppTotals,
+    webhooks: WebhookHandle,
+    /// Which events back ends want at the start.
+    wanted: Arc<Wanted>,
     tls: Acceptors,
     admin: Vec<Socket>,
     dashboard: Vec<Socket>,
@@ -386,8 +440,10 @@ fn start_shards(
         .replies
         .into_iter()
         .zip(inboxes.snapshots)
-        .zip(inboxes.totals);
-    for ((index, core), ((replies, snapshots), totals)) in (0u16..).zip(&config.cores).zip(inboxes)
+        .zip(inboxes.totals)
+        .zip(inboxes.wanted);
+    for ((index, core), (((replies, snapshots), totals), later)) in
+        (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
         let (admin, dashboard) = admin.take().unwrap_or_default();
@@ -400,6 +456,11 @@ fn start_shards(
             usage: served.usage.clone(),
             used: served.used.clone(),
             totals,
+            webhooks: served.webhooks.clone(),
+            wanted: WantedEvents {
+                now: served.wanted.clone(),
+                later,
+            },
             snapshots,
             options: options(config),
             seed: random_u64(),

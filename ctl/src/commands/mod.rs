@@ -11,6 +11,7 @@ mod revocations;
 mod subscribe;
 mod top;
 mod usage;
+mod webhooks;
 
 use std::fs;
 use std::path::Path;
@@ -52,6 +53,7 @@ impl Session<'_> {
             Command::Top(command) => self.top(&command),
             Command::Plans(command) => self.plans(command),
             Command::Usage(command) => self.usage(&command),
+            Command::Webhooks(command) => self.webhooks(command),
             Command::Nodes => self.nodes(),
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),

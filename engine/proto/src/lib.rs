@@ -28,6 +28,7 @@ pub mod session;
 pub mod shard;
 pub mod ulid;
 pub mod url;
+pub mod webhook;
 pub mod wheel;
 pub mod wire;
 pub mod ws;

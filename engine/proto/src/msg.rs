@@ -35,6 +35,8 @@ pub enum Origin {
         conn: ConnId,
         /// The publisher wants its own message (contract D15).
         echo: bool,
+        /// The publisher wants to be told that it was accepted.
+        ack: bool,
     },
     Request {
         shard: ShardId,
@@ -52,6 +54,7 @@ impl Origin {
                 shard: from,
                 conn,
                 echo: false,
+                ..
             } if from == shard => Some(conn),
             Self::Conn { .. } | Self::Request { .. } => None,
         }

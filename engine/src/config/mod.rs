@@ -20,6 +20,7 @@ use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFE
 use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
+use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
 pub use self::accounts::{Accounts, Dashboard, Mail, SmtpTls};
@@ -48,6 +49,15 @@ const LEEWAY_S_MAX: u64 = 600;
 const TOKEN_AGE_S_MAX: u64 = 366 * 24 * 3600;
 /// Largest overlap of a resume, in ms: beyond it every resume would repeat more than is kept for it at least.
 const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
+
+/// Attempts at webhooks under way at once: each has a thread.
+const WEBHOOK_THREADS_MAX: u64 = 1024;
+/// Further attempts at a delivery.
+const WEBHOOK_RETRIES_MAX: usize = 20;
+/// Longest pause before one, in ms: a day.
+const WEBHOOK_PAUSE_MS_MAX: u64 = 24 * 3600 * 1000;
+/// Longest time that events are kept, in seconds: a year.
+const WEBHOOK_RETENTION_S_MAX: u64 = 366 * 24 * 3600;
 
 /// Every setting, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -93,6 +103,8 @@ pub struct Config {
     pub dashboard: Dashboard,
     /// Letters to them.
     pub mail: Mail,
+    /// Events for back ends.
+    pub webhooks: WebhooksConfig,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -305,6 +317,7 @@ impl Config {
             accounts: reader.take_section("accounts", Accounts::default()),
             dashboard: reader.take_section("dashboard", Dashboard::default()),
             mail: reader.take_section("mail", Mail::default()),
+            webhooks: reader.take_section("webhooks", WebhooksConfig::default()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -381,6 +394,25 @@ impl Config {
                 0,
                 RECOVERY_OVERLAP_MS_MAX,
             ),
+            ("webhooks.timeout_ms", self.webhooks.timeout_ms, 100, 60_000),
+            (
+                "webhooks.threads",
+                self.webhooks.threads as u64,
+                2,
+                WEBHOOK_THREADS_MAX,
+            ),
+            (
+                "webhooks.retention_s",
+                self.webhooks.retention_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
+            ),
+            (
+                "webhooks.dead_letters_s",
+                self.webhooks.dead_letters_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
+            ),
             ("auth.leeway_s", self.auth.leeway_s, 0, LEEWAY_S_MAX),
             (
                 "auth.max_lifetime_s",
@@ -412,6 +444,17 @@ impl Config {
                 let place = reader.place(key);
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));
             }
+        }
+        let retries = &self.webhooks.retry_ms;
+        if retries.len() > WEBHOOK_RETRIES_MAX
+            || retries
+                .iter()
+                .any(|ms| !(1..=WEBHOOK_PAUSE_MS_MAX).contains(ms))
+        {
+            let place = reader.place("webhooks.retry_ms");
+            reader.problem(format!(
+                "{place}: at most {WEBHOOK_RETRIES_MAX} pauses, from 1 to {WEBHOOK_PAUSE_MS_MAX} ms each"
+            ));
         }
         let (allowed, cors) = (&self.websocket.allowed_origins, &self.http.cors_origins);
         let any = cors.iter().filter(|origin| *origin != "*");

@@ -456,6 +456,7 @@ fn the_readme_lists_every_setting() {
         "accounts",
         "dashboard",
         "mail",
+        "webhooks",
     ] {
         let keys = config[section].as_object().unwrap().keys();
         names.extend(keys.map(|key| format!("{section}.{key}")));

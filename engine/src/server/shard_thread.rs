@@ -10,15 +10,17 @@ use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
+use shardwire_proto::webhook::Wanted;
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
-use crate::config::Config;
+use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
-use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
+use crate::shard::{Batch, Core, Server, Settings, ShardRuntime, read_clock};
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::sys;
 use crate::tls::{Acceptor, Acceptors};
@@ -37,6 +39,8 @@ pub(super) struct Plan {
     pub(super) used: AppTotals,
     /// What they have used since, as it changes.
     pub(super) totals: Inbox<AppTotals>,
+    pub(super) webhooks: WebhookHandle,
+    pub(super) wanted: WantedEvents,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -68,6 +72,14 @@ pub(super) struct Plan {
     pub(super) keep: mpsc::Sender<Vec<KeptMember>>,
 }
 
+/// Which events back ends want.
+pub(super) struct WantedEvents {
+    /// At the start.
+    pub(super) now: Arc<Wanted>,
+    /// As it changes.
+    pub(super) later: Inbox<Arc<Wanted>>,
+}
+
 /// Orders of the main thread.
 pub(super) enum Control {
     Reconfigure {
@@ -92,6 +104,13 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// How long members are waited for that a connection seems to hold still: one that a drain's deadline has left open does.
 const KEEP_GRACE: Duration = Duration::from_millis(300);
 
+/// How long the end of a shard waits for its last events to be taken.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// TLS handshakes of the process, beyond its connections, that end in a refusal: a quarter of the descriptors that are kept
+/// back.
+const REFUSALS_MAX: usize = NOFILE_RESERVE / 4;
+
 /// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
 /// need does not.
 const HEAD_GRACE: Duration = Duration::from_millis(300);
@@ -105,10 +124,12 @@ pub(super) async fn run(plan: Plan) {
         },
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
+        refusals_max: (REFUSALS_MAX / usize::from(plan.placement.shards())).max(1),
         store: Some(plan.store),
         tls: plan.tls.public.clone(),
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
+        webhooks: Some(plan.webhooks.clone()),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -123,6 +144,7 @@ pub(super) async fn run(plan: Plan) {
     let mut core = Shard::new(config, now);
     core.set_totals(&plan.used);
     core.meet_planned_apps();
+    core.set_wanted(plan.wanted.now);
     core.import_members(&plan.members, now);
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
@@ -138,6 +160,7 @@ pub(super) async fn run(plan: Plan) {
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
+    glommio::spawn_local(hear_wanted(server.clone(), plan.wanted.later)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
     if let Some((beats, every)) = plan.beats {
         glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
@@ -188,6 +211,7 @@ pub(super) async fn run(plan: Plan) {
             Control::Stop => {
                 // The last of it: connections have ended by now.
                 report_usage(&server, &plan.usage);
+                raise_all(&server).await;
                 return;
             }
         }
@@ -237,6 +261,7 @@ async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
         });
         registry.note_uses(uses);
         report_usage(&server, &usage);
+        raise(&server);
         sweep(&server).await;
     }
 }
@@ -246,6 +271,36 @@ fn report_usage(server: &Server, usage: &UsageHandle) {
     let used = server.with(|shard, _| shard.take_usage());
     if let Err(used) = usage.report(server.id, used) {
         server.with(|shard, _| shard.keep_usage(used));
+    }
+}
+
+/// Hands over what back ends are to be told, and that it is all.
+fn raise(server: &Server) {
+    if let Some(webhooks) = &server.settings.webhooks {
+        server.with(|shard, now| shard.raise(webhooks, true, now));
+    }
+}
+
+/// The last of it: what is not taken within [`LAST_EVENTS`] is lost.
+async fn raise_all(server: &Server) {
+    let started = Instant::now();
+    while started.elapsed() < LAST_EVENTS {
+        raise(server);
+        if !server.with(|shard, _| shard.has_hook_events()) {
+            return;
+        }
+        glommio::timer::sleep(DRAIN_STEP).await;
+    }
+    log::error!(
+        "shard {}: events for webhooks are lost: nobody takes them",
+        server.id.0
+    );
+}
+
+async fn hear_wanted(server: Server, wanted: Inbox<Arc<Wanted>>) {
+    loop {
+        let wanted = wanted.recv().await;
+        server.with(|shard, _| shard.set_wanted(wanted));
     }
 }
 

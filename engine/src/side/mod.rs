@@ -1,3 +1,4 @@
 //! Services beside the shards: threads that may block, each behind one bounded queue.
 
 pub mod accounts;
+pub mod webhooks;

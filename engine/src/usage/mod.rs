@@ -102,6 +102,16 @@ pub struct Question {
     pub to_ms: u64,
 }
 
+/// A share of a quota that is used up.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    pub app: Arc<str>,
+    pub quota: &'static str,
+    pub percent: u8,
+    pub used: u64,
+    pub limit: u64,
+}
+
 #[derive(Debug)]
 enum Job {
     Used(ShardId, Vec<AppUsage>),
@@ -109,7 +119,8 @@ enum Job {
     Stop,
 }
 
-/// Opens the file and starts the thread; returns what apps have used so far, for the shards' start.
+/// Opens the file and starts the thread; returns what apps have used so far, for the shards' start. `tell` is called when
+/// a mark is passed, and again with the next look where it says that it could not.
 ///
 /// # Errors
 /// The file cannot be used.
@@ -120,6 +131,7 @@ pub fn start(
     data_dir: &Path,
     registry: RegistryHandle,
     shards: Vec<InboxSender<AppTotals>>,
+    tell: impl Fn(&Mark) -> bool + Send + 'static,
 ) -> Result<(UsageHandle, AppTotals), String> {
     let path = data_dir.join(USAGE_FILE);
     let series = Series::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -137,6 +149,7 @@ pub fn start(
         unwritten_since: None,
         changed: Vec::new(),
         passed: HashMap::new(),
+        tell: Box::new(tell),
         shared: shared.clone(),
         is_failing: false,
     };
@@ -214,6 +227,7 @@ struct Keeper {
     changed: Vec<Arc<str>>,
     /// By app and quota: the period that is meant, and the highest mark passed in it.
     passed: HashMap<(Arc<str>, &'static str), (u32, u8)>,
+    tell: Box<dyn Fn(&Mark) -> bool + Send>,
     shared: Arc<Shared>,
     is_failing: bool,
 }
@@ -375,6 +389,16 @@ impl Keeper {
                 }
                 for (mark, count) in MARKS.into_iter().zip(&mut marks_passed) {
                     if ratio * 100.0 >= f64::from(mark) && passed.1 < mark {
+                        let told = Mark {
+                            app: name.clone(),
+                            quota,
+                            percent: mark,
+                            used,
+                            limit: most,
+                        };
+                        if !quietly && !(self.tell)(&told) {
+                            break;
+                        }
                         passed.1 = mark;
                         if !quietly {
                             *count += 1;

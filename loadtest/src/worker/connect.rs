@@ -151,6 +151,11 @@ impl Worker<'_> {
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
+        let session = shared.settings.tls.as_ref().map(|tls| tls.session());
+        let tls = match session.transpose() {
+            Ok(session) => session,
+            Err(error) => return self.on_connect_failed(index, format!("TLS: {error}")),
+        };
         let opened = self.sources.connect(shared.settings.target).and_then(|fd| {
             epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(token), flags)?;
             Ok(fd)
@@ -160,6 +165,7 @@ impl Worker<'_> {
                 let (partial, partial_stream) = (Vec::new(), Vec::new());
                 slot.conn = Some(Conn {
                     fd,
+                    tls,
                     state: State::Connecting,
                     partial,
                     partial_stream,

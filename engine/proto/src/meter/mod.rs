@@ -31,9 +31,13 @@ use crate::rate::RateLimit;
 use crate::rate::lease::{Note, Report, Terms};
 use crate::rate::table::{Bucket, Class, Resolved};
 
-/// Messages of one app that are handled per turn while other apps have connections on the shard: a fraction of a
-/// millisecond of work, so that a message of another app waits no longer for it.
-pub const TURN_MESSAGES_MAX: u32 = 128;
+/// Work that is done for one app per turn while other apps have connections on the shard, in messages: about a tenth of a
+/// millisecond, so that a message of another app waits no longer for it.
+pub const TURN_WORK_MAX: u32 = 128;
+
+/// What a read of a socket costs, in messages. A connection is read twice, the second time in vain, and what it is
+/// answered takes a send: many connections with a message each are a multiple of the work of one with many.
+pub const READ_WORK: u32 = 3;
 
 /// What is shared between shards.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -406,22 +410,24 @@ impl Meters {
     pub fn count_in_turn(&mut self, index: u32) {
         let turn = self.turn;
         if let Some(account) = self.accounts.get_mut(index as usize) {
-            account.in_turn = if account.turn == turn {
-                account.in_turn + 1
-            } else {
-                1
-            };
-            account.turn = turn;
+            *account.work_in(turn) += 1;
         }
     }
 
-    /// Whether the app has had its part of this turn while others may be waiting.
-    #[must_use]
-    pub fn has_had_its_turn(&self, index: u32) -> bool {
-        self.busy_apps > 1
-            && self.account(index).is_some_and(|account| {
-                account.turn == self.turn && account.in_turn >= TURN_MESSAGES_MAX
-            })
+    /// Whether a connection of the app may be read in this turn, which counts; false when it has had its part and others
+    /// may be waiting.
+    pub fn may_read(&mut self, index: u32) -> bool {
+        if self.busy_apps <= 1 {
+            return true;
+        }
+        let turn = self.turn;
+        let Some(account) = self.accounts.get_mut(index as usize) else {
+            return true;
+        };
+        let work = account.work_in(turn);
+        let may = *work < TURN_WORK_MAX;
+        *work += if may { READ_WORK } else { 0 };
+        may
     }
 
     /// The turn is over.

@@ -21,6 +21,7 @@ mod ask;
 mod conn;
 mod counters;
 mod history;
+mod hooks;
 mod kept;
 mod limit;
 mod lookup;
@@ -40,6 +41,7 @@ pub use access::KeyUse;
 pub use conn::Handshake;
 pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
+pub use hooks::HookEvents;
 pub use kept::KeptMember;
 pub use limit::HttpRate;
 pub(crate) use limit::OwnWindow;
@@ -68,6 +70,7 @@ use crate::wheel::Wheel;
 use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
+use hooks::Hooks;
 use members::PresenceState;
 use publish::Delivery;
 use store::StoreState;
@@ -211,6 +214,7 @@ pub struct Shard {
     home: HomeChannels,
     store: StoreState,
     presence: PresenceState,
+    hooks: Hooks,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
@@ -258,6 +262,7 @@ impl Shard {
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
             presence: PresenceState::default(),
+            hooks: Hooks::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,

@@ -60,7 +60,7 @@ impl Shard {
             return;
         };
         let grant = &c.session.grant;
-        let (app, echo) = (grant.app.clone(), grant.echo);
+        let (app, echo, ack) = (grant.app.clone(), grant.echo, grant.ack);
         let app_index = grant.app_index;
         let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
@@ -75,9 +75,12 @@ impl Shard {
             shard: self.id,
             conn,
             echo,
+            ack,
         };
-        // Before it is routed: its home may be here, and answer at once.
-        self.expect_answer(conn);
+        // Before it is routed: its home may be here, and answer at once. Who wants no acks is not waited for.
+        if ack {
+            self.expect_answer(conn);
+        }
         let routed = checked
             .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| self.route(&app, item, &publisher, origin, now));
@@ -202,6 +205,7 @@ impl Shard {
             }
         } else {
             self.check_room(slot, persist)
+                .and_then(|()| self.check_hooks(publish))
                 .and_then(|()| self.admit_at_home(slot, now))
                 .err()
         };
@@ -228,6 +232,8 @@ impl Shard {
                     false,
                     now,
                 );
+                let said = (publish.id, publish.publisher, publish.data);
+                self.raise_ephemeral(slot, said, now);
                 let message = Message {
                     channel: publish.channel,
                     data: publish.data,
@@ -270,6 +276,14 @@ impl Shard {
         Ok(())
     }
 
+    /// Events of messages wait for nobody: a publish is refused while too many of them do.
+    fn check_hooks(&self, publish: &Publish<'_>) -> Result<(), ErrorCode> {
+        if self.hooks_full(publish.app, publish.channel) {
+            return Err(ErrorCode::Unavailable);
+        }
+        Ok(())
+    }
+
     /// The store has committed a message: everybody learns of it.
     ///
     /// The answer goes first: it then leads its connection's flush, and the publisher writes its
@@ -295,7 +309,7 @@ impl Shard {
     pub(super) fn deliver_record(
         &mut self,
         slot: u32,
-        record: &Record,
+        record: &Arc<Record>,
         publisher: Option<Origin>,
         accepted_us: u64,
         now: Now,
@@ -303,6 +317,7 @@ impl Shard {
         let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
             return;
         };
+        self.raise_message(slot, record, now);
         let message = Message {
             channel: &channel,
             data: &record.data,
@@ -346,6 +361,7 @@ impl Shard {
         now: Now,
     ) {
         match origin {
+            Origin::Conn { ack: false, .. } if result.is_ok() => {}
             Origin::Conn { shard, conn, .. } => {
                 let frame = self.encoder.text(|out| match &result {
                     Ok(published) => write_ack(out, id, channel, published.position),

@@ -203,6 +203,18 @@ impl Shard {
         self.store.under_way.push_back((ticket, under_way));
     }
 
+    /// When the oldest message was accepted that is on its way to the store, ms since the Unix epoch.
+    pub(super) fn oldest_pending_ms(&self) -> Option<u64> {
+        let mut under_way = self.store.under_way.iter();
+        under_way.find_map(|(_, change)| match change {
+            UnderWay::Append { slot, .. } => match &self.home.get(*slot)?.log {
+                LogState::Known(log) => Some(log.pending.front()?.record.timestamp),
+                LogState::Unknown | LogState::Loading => None,
+            },
+            UnderWay::Clear { .. } => None,
+        })
+    }
+
     pub(super) fn store_generation(&self) -> u32 {
         self.store.generation
     }

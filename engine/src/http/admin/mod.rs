@@ -17,6 +17,7 @@ mod node;
 mod plans;
 mod probe;
 mod routes;
+mod webhooks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -320,6 +321,21 @@ impl Caller<'_> {
             | Endpoint::DeleteAccount
             | Endpoint::ResetAccount
             | Endpoint::Audit => self.people().await,
+            Endpoint::Webhooks
+            | Endpoint::CreateWebhook
+            | Endpoint::Webhook
+            | Endpoint::UpdateWebhook
+            | Endpoint::DeleteWebhook
+            | Endpoint::RotateWebhook
+            | Endpoint::TestWebhook
+            | Endpoint::WebhookEvents
+            | Endpoint::WebhookDeliveries
+            | Endpoint::DeadLetters
+            | Endpoint::PurgeDeadLetters
+            | Endpoint::ReplayDeadLetters
+            | Endpoint::DeadLetter
+            | Endpoint::PurgeDeadLetter
+            | Endpoint::ReplayDeadLetter => self.webhooks().await,
         }
     }
 

@@ -77,13 +77,16 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     let process = glommio::executor().spawn_blocking(Process::read).await;
     let store = server.settings.store.as_ref().map(StoreHandle::stats);
     let usage = server.settings.usage.as_ref().map(UsageHandle::stats);
-    let text = metrics::render(
+    let mut text = metrics::render(
         settings.shards,
         &shards,
         store.as_ref(),
         usage.as_ref(),
         &process,
     );
+    if let Some(webhooks) = &server.settings.webhooks {
+        text.push_str(&metrics::webhooks::render(&webhooks.stats()));
+    }
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();
     headers.insert(

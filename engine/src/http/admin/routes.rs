@@ -54,6 +54,21 @@ pub(super) enum Endpoint {
     DeleteAccount,
     ResetAccount,
     Audit,
+    Webhooks,
+    CreateWebhook,
+    Webhook,
+    UpdateWebhook,
+    DeleteWebhook,
+    RotateWebhook,
+    TestWebhook,
+    WebhookEvents,
+    WebhookDeliveries,
+    DeadLetters,
+    PurgeDeadLetters,
+    ReplayDeadLetters,
+    DeadLetter,
+    PurgeDeadLetter,
+    ReplayDeadLetter,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -77,8 +92,8 @@ const fn resource(
     }
 }
 
-/// Every path. `{id}` is what the last part of a path names.
-pub(super) const RESOURCES: [Resource; 23] = [
+/// Every path. `{id}` is what a path is about, `{item}` one of what that has.
+pub(super) const RESOURCES: [Resource; 32] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -174,6 +189,65 @@ pub(super) const RESOURCES: [Resource; 23] = [
         "GET, HEAD",
         &[("GET", Endpoint::Usage)],
     ),
+    resource(
+        "/admin/apps/{app}/webhooks",
+        "GET, HEAD, POST",
+        &[
+            ("GET", Endpoint::Webhooks),
+            ("POST", Endpoint::CreateWebhook),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}",
+        "GET, HEAD, PATCH, DELETE",
+        &[
+            ("GET", Endpoint::Webhook),
+            ("PATCH", Endpoint::UpdateWebhook),
+            ("DELETE", Endpoint::DeleteWebhook),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/rotate",
+        "POST",
+        &[("POST", Endpoint::RotateWebhook)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/test",
+        "POST",
+        &[("POST", Endpoint::TestWebhook)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/events",
+        "GET, HEAD",
+        &[("GET", Endpoint::WebhookEvents)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/deliveries",
+        "GET, HEAD",
+        &[("GET", Endpoint::WebhookDeliveries)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters",
+        "GET, HEAD, POST, DELETE",
+        &[
+            ("GET", Endpoint::DeadLetters),
+            ("POST", Endpoint::ReplayDeadLetters),
+            ("DELETE", Endpoint::PurgeDeadLetters),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters/{item}",
+        "GET, HEAD, DELETE",
+        &[
+            ("GET", Endpoint::DeadLetter),
+            ("DELETE", Endpoint::PurgeDeadLetter),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters/{item}/replay",
+        "POST",
+        &[("POST", Endpoint::ReplayDeadLetter)],
+    ),
     resource("/admin/plans", "GET, HEAD", &[("GET", Endpoint::Plans)]),
     resource(
         "/admin/plans/{id}",
@@ -215,6 +289,7 @@ pub(super) struct Call {
     pub(super) endpoint: Endpoint,
     pub(super) app: String,
     pub(super) id: String,
+    pub(super) item: String,
 }
 
 /// Paths to resources.
@@ -251,6 +326,7 @@ impl Routes {
             endpoint,
             app: param("app")?,
             id: param("id")?,
+            item: param("item")?,
         }))
     }
 }

@@ -89,10 +89,12 @@ impl Node {
                 decoder,
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
+                refusals_max: 1,
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
                 usage: None,
+                webhooks: None,
             };
             let config = ShardConfig {
                 id: ShardId(0),
