@@ -14,7 +14,10 @@ import pytest
 from harness.admin import admin
 from harness.client import Client
 from harness.ctl import ctl
+from harness.hooks import CONFIG as HOOKS, Receiver, status
 from harness.people import PASSWORD, Person, member, operator
+from harness.rest import api
+from harness.wait import wait_until
 from test_accounts import totp
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -179,6 +182,34 @@ def test_a_viewer_looks_and_cannot_change(new_server, open_page):
     assert page.locator("h1").count() == 1 and "allow" in page.locator("main").inner_text()
     page.goto(url(server, "/apps/none/keys"))
     assert page.locator("main").is_visible()
+
+
+def test_a_webhook_is_made_and_its_dead_letter_replayed(new_server, open_page):
+    with Receiver() as receiver:
+        server = new_server(shards=1, config=HOOKS + "retry_ms = [100]\n")
+        operator(server)
+        page = open_page()
+        sign_in(page, server, path="/apps/dev/webhooks")
+        form = page.locator("form[action$='/apps/dev/webhooks']")
+        form.locator("[name=url]").fill(receiver.url)
+        form.locator("[name=events][value='message.published']").check()
+        form.locator("button[type=submit]").click()
+        secret = page.locator("#secret").inner_text().strip()
+        [hook] = admin(server, "GET", "/apps/dev/webhooks")["webhooks"]
+        receiver.always = status(500)
+        api(server, "POST", "/api/channels/c/messages", {"data": "lost?"})
+        letters = f"/apps/dev/webhooks/{hook['id']}/dead-letters"
+        wait_until(lambda: admin(server, "GET", letters)["deadLetters"], 20, "it to be given up")
+        page.goto(url(server, f"/apps/dev/webhooks/{hook['id']}"))
+        check_accessibility(page, "webhook")
+        take_picture(page, "webhook-light")
+        receiver.always = None
+        page.locator("form[action*='/dead-letters/'][action$='/replay'] button[type=submit]").first.click()
+        [event] = receiver.wait_for(1)
+        assert event["data"] == "lost?" and receiver.accepted[0].signed_by(secret)
+        wait_until(lambda: not admin(server, "GET", letters)["deadLetters"], what="the dead letter to be gone")
+        page.reload()
+        expect(page.locator("main")).not_to_contain_text("Replay all")
 
 
 def test_a_second_factor_is_set_up_and_asked_for(new_server, open_page):
