@@ -275,15 +275,9 @@ fn app_entries(shell: &Shell, app: &Named) -> Vec<Entry> {
             icons::WEBHOOK,
             "Webhooks",
             "webhooks",
-            "/apps/{app}/webhooks",
+            "/apps/{app}/keys",
         ),
-        (
-            Place::Push,
-            icons::BELL,
-            "Push",
-            "push",
-            "/apps/{app}/push/stats",
-        ),
+        (Place::Push, icons::BELL, "Push", "push", "/apps/{app}/keys"),
         (
             Place::Settings,
             icons::SETTINGS,

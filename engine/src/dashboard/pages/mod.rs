@@ -7,10 +7,8 @@
 mod account;
 mod apps;
 mod door;
-mod push;
 mod teams;
 mod traffic;
-mod webhooks;
 
 use std::collections::BTreeMap;
 
@@ -211,8 +209,6 @@ async fn show(
         ["account", ..] | ["accounts"] | ["connections"] => {
             account::show(visit, parts, query, again).await
         }
-        ["apps", _, "webhooks", ..] => webhooks::show(visit, parts, query, again).await,
-        ["apps", _, "push", ..] => push::show(visit, parts, query, again).await,
         ["apps", _, "channels" | "usage", ..] => traffic::show(visit, parts, query, again).await,
         _ => apps::show(visit, parts, query, again).await,
     }
@@ -231,8 +227,6 @@ async fn send(
         | ["signup" | "setup" | "verify" | "forgot" | "reset" | "join" | "logout"] => {
             door::send(visit, parts, &form).await
         }
-        ["apps", app, "webhooks", rest @ ..] => webhooks::send(visit, app, rest, &form).await,
-        ["apps", app, "push", rest @ ..] => push::send(visit, app, rest, &form).await,
         ["teams", _, "apps"] | ["apps", ..] => apps::send(visit, parts, &form).await,
         ["teams", ..] => teams::send(visit, parts, &form).await,
         _ => account::send(visit, parts, &form).await,
@@ -262,9 +256,10 @@ fn form_page<'a, 'b>(parts: &'a [&'b str]) -> &'a [&'b str] {
     match parts {
         ["teams", _, "apps"] => &["apps"],
         ["apps", _, "signing-keys", ..] => parts.get(..2).unwrap_or(parts),
-        ["apps", _, "keys", ..] | ["apps", _, "push", ..] => parts.get(..3).unwrap_or(parts),
-        ["apps", _, "webhooks"] => parts,
-        ["apps", _, "channels" | "webhooks", _, ..] => parts.get(..4).unwrap_or(parts),
+        ["apps", _, "keys", ..] | ["apps", _, "webhooks", _, _, ..] | ["apps", _, "push", ..] => {
+            parts.get(..3).unwrap_or(parts)
+        }
+        ["apps", _, "channels", _, ..] => parts.get(..4).unwrap_or(parts),
         ["apps" | "teams", _, _, ..] => parts.get(..2).unwrap_or(parts),
         ["account", "sessions", ..] => &["account", "sessions"],
         ["account", "totp", "confirm"] => &["account", "totp"],
