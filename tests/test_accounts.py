@@ -283,6 +283,7 @@ def test_what_another_site_has_a_browser_send_changes_nothing(hall):
         ann.request("POST", path, key, [("X-CSRF-Token", "wrong")]),
         ann.request("POST", path, key, [("X-CSRF-Token", people["viewer"].form_token)]),
         ann.request("POST", path, key, [good, ("Origin", "https://evil.example")]),
+        ann.request("POST", path, key, [good, ("Origin", "https://evil.example"), ("Sec-Fetch-Site", "none")]),
         ann.request("POST", path, key, [good, ("Sec-Fetch-Site", "cross-site")]),
         ann.request("POST", path, key, [good, ("Origin", "null")]),
         Person(server).request("POST", "/dashboard/api/login", {"email": "ann@example.com", "password": PASSWORD}, kind="text/plain"),
@@ -362,6 +363,18 @@ def test_apps_belong_to_teams_and_move_with_their_owners(hall):
     owner.call("GET", f"/teams/{other}", status=404)
 
 
+def test_members_name_no_file_of_the_host_and_give_no_plan(hall):
+    server, _, people = hall
+    developer, ann = people["developer"], people["operator"]
+    for settings in ({"jwksFile": "/etc/passwd"}, {"plan": "none"}):
+        developer.call("PATCH", "/apps/dev", {"settings": settings}, 403)
+    ann.call("PUT", "/plans/p1", {"connectionsMax": 5})
+    ann.call("PATCH", "/apps/dev", {"settings": {"plan": "p1"}})
+    developer.call("PATCH", "/apps/dev", {"settings": {"plan": None}}, 403)
+    developer.call("PATCH", "/apps/dev", {"settings": {"plan": "p1", "hello": True}})
+    ann.call("PATCH", "/apps/dev", {"settings": {"plan": None}})
+
+
 def test_roles_are_given_by_those_above_and_the_last_owner_stays(hall):
     server, _, people = hall
     ann = people["operator"]
@@ -412,8 +425,9 @@ def test_every_change_is_in_the_audit_log_also_a_refused_one(hall):
     assert seen == [
         ("admin token", f"DELETE /admin/apps/dev/keys/{key}", "dev", None, 200),
         ("viewer@example.com", "DELETE /apps/{app}/keys/{id}", "dev", key, 403),
-        ("developer@example.com", "POST /apps/{app}/keys", "dev", None, 201),
+        ("developer@example.com", "POST /apps/{app}/keys", "dev", key, 201),
     ]
+    assert entries[2]["detail"] == "kind: client"
     page = people["admin"].call("GET", f"/teams/{team}/audit?limit=2")
     rest = people["admin"].call("GET", f"/teams/{team}/audit?limit=2&cursor={page['cursor']}")
     assert [e["id"] for e in page["entries"] + rest["entries"]] == [e["id"] for e in entries[:4]]

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, Method, StatusCode};
+use serde_json::Value;
 use shardwire_proto::account::permissions::{PERMISSIONS, Permission, Standing, Who};
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::url::percent_decode;
@@ -56,7 +57,7 @@ static ROUTES: LazyLock<matchit::Router<Vec<&'static Permission>>> = LazyLock::n
     router
 });
 
-const PARAMETERS: [&str; 5] = ["app", "team", "id", "channel", "client"];
+const PARAMETERS: [&str; 6] = ["app", "team", "id", "channel", "client", "item"];
 
 fn find<'p>(method: &Method, path: &'p str, query: &'p str) -> Result<Call<'p>, Refusal> {
     let matched = ROUTES.at(path).map_err(|_| ErrorCode::NotFound)?;
@@ -105,7 +106,11 @@ impl Visit<'_> {
         body: Bytes,
     ) -> Result<Answer, Refusal> {
         let mut call = find(method, path, query)?;
-        let permitted = self.permit(&mut call).await;
+        let detail = detail_of(&body);
+        let mut permitted = self.permit(&mut call).await;
+        if permitted.is_ok() {
+            permitted = self.check_fields(&call, &body).map_err(Refusal::from);
+        }
         let answered = match permitted {
             Ok(()) => self.carry_out(method, &call, body).await,
             Err(refusal) => Err(refusal),
@@ -117,7 +122,8 @@ impl Visit<'_> {
                 Ok(answer) => answer.status,
                 Err(refusal) => refusal.status,
             };
-            self.note(&call, status).await;
+            let made = answered.as_ref().ok().and_then(made_id);
+            self.note(&call, status, detail, made).await;
         }
         answered
     }
@@ -167,6 +173,45 @@ impl Visit<'_> {
         })
     }
 
+    /// Keeps from members of a team what is the server's: files of its host, and which plan limits an app.
+    ///
+    /// # Errors
+    /// 40300.
+    fn check_fields(&self, call: &Call<'_>, body: &[u8]) -> Result<(), ProtocolError> {
+        let sets = [
+            ("PATCH", "/apps/{app}"),
+            ("POST", "/teams/{team}/apps"),
+            ("PUT", "/apps/{app}/push/providers/{id}"),
+        ];
+        let is_of_team = self.who.as_ref().is_some_and(|who| !who.is_operator);
+        if !is_of_team || !sets.contains(&(call.row.method, call.row.path)) {
+            return Ok(());
+        }
+        // What is not JSON is refused by whoever reads it.
+        let Ok(mut body) = serde_json::from_slice::<Value>(body) else {
+            return Ok(());
+        };
+        let registry = self.server.settings.registry.as_ref();
+        let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
+        let app = snapshot.app(call.parameter("app"));
+        let settings = app.and_then(|app| serde_json::to_value(&app.settings).ok());
+        let settings = settings.unwrap_or_default();
+        if let Some(wanted) = body.get_mut("settings").and_then(Value::as_object_mut) {
+            // Unchanged, they may be sent along with the rest.
+            wanted.retain(|name, value| settings.get(name) != Some(value));
+            if wanted.contains_key("plan") {
+                let text = "only whoever runs the server gives an app a plan";
+                return Err(not_permitted(text));
+            }
+        }
+        if names_file(&body) {
+            return Err(not_permitted(
+                "only whoever runs the server names its files",
+            ));
+        }
+        Ok(())
+    }
+
     async fn carry_out(
         &mut self,
         method: &Method,
@@ -212,7 +257,13 @@ impl Visit<'_> {
     }
 
     /// Writes a call into the audit log.
-    async fn note(&self, call: &Call<'_>, status: StatusCode) {
+    async fn note(
+        &self,
+        call: &Call<'_>,
+        status: StatusCode,
+        detail: Option<String>,
+        made: Option<String>,
+    ) {
         let Some(who) = &self.who else { return };
         let actor = Actor {
             account: Some(who.account.clone()),
@@ -228,7 +279,8 @@ impl Visit<'_> {
         );
         entry.team = call.team.clone();
         entry.app = some("app");
-        entry.target = some("id").or(some("channel")).or(some("client"));
+        entry.target = some("id").or(some("channel")).or(some("client")).or(made);
+        entry.detail = detail;
         let noted = self.accounts.ask(move |keeper| {
             keeper.note(entry);
             Ok(())
@@ -239,9 +291,66 @@ impl Visit<'_> {
     }
 }
 
+fn not_permitted(text: &'static str) -> ProtocolError {
+    ProtocolError::with_text(ErrorCode::NotPermitted, text)
+}
+
+/// Fields of a body that the audit log shows. None of them may hold a secret.
+const SHOWN: [&str; 10] = [
+    "email", "role", "kind", "name", "disabled", "enabled", "operator", "team", "account", "url",
+];
+/// Characters of them.
+const DETAIL_CHARS_MAX: usize = 200;
+
+/// What a body says, for the audit log.
+fn detail_of(body: &[u8]) -> Option<String> {
+    let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    let shown = SHOWN.iter().filter_map(|name| match fields.get(*name)? {
+        Value::String(text) if !text.is_empty() => Some(format!("{name}: {text}")),
+        Value::Bool(is_so) => Some(format!("{name}: {is_so}")),
+        _ => None,
+    });
+    let text = shown.collect::<Vec<_>>().join(", ");
+    (!text.is_empty()).then(|| text.chars().take(DETAIL_CHARS_MAX).collect())
+}
+
+/// The id of what a call has made.
+fn made_id(answer: &Answer) -> Option<String> {
+    if answer.status != StatusCode::CREATED {
+        return None;
+    }
+    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    let id = body.get("id").or(body.get("kid"))?;
+    id.as_str().map(str::to_owned)
+}
+
+/// Whether a body names a file of the host somewhere: in a field whose name ends so.
+fn names_file(body: &Value) -> bool {
+    match body {
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            (name.ends_with("File") && value.is_string()) || names_file(value)
+        }),
+        Value::Array(items) => items.iter().any(names_file),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn files_of_the_host_are_told() {
+        assert!(names_file(&json!({ "settings": { "jwksFile": "/etc/x" } })));
+        assert!(names_file(&json!([{ "serviceAccountFile": "x" }])));
+        assert!(!names_file(
+            &json!({ "settings": { "jwksFile": null }, "name": "File", "file": "x" })
+        ));
+    }
 
     #[test]
     fn the_table_routes_and_names_what_else_is_allowed() {

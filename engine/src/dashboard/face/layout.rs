@@ -145,7 +145,7 @@ fn document_head(shell: &Shell, head: &Head) -> Markup {
             title { (place) }
             meta name="viewport" content="width=device-width, initial-scale=1";
             meta name="color-scheme" content="light dark";
-            meta name="referrer" content="no-referrer";
+            meta name="referrer" content="same-origin";
             meta name="robots" content="noindex";
             meta name="csrf-token" content=(shell.csrf);
             link rel="icon" type="image/svg+xml" href=(assets::path("icon.svg"));

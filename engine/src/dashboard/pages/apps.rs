@@ -230,11 +230,11 @@ async fn credentials(
             shown_once(visit, app, &made).await
         }
         [_, _, "signing-keys"] => {
-            let pem = form.text("pem");
+            let pem = form.text("pem").map(|pem| json!({ "pem": pem }));
             let body = object([
                 ("algorithm", form.text("algorithm")),
                 ("kid", form.text("kid")),
-                ("pem", pem),
+                ("material", pem),
             ]);
             let made = visit
                 .post(&call(&["apps", app, "signing-keys"]), body)

@@ -7,8 +7,10 @@
 mod account;
 mod apps;
 mod door;
+mod push;
 mod teams;
 mod traffic;
+mod webhooks;
 
 use std::collections::BTreeMap;
 
@@ -46,19 +48,31 @@ struct Again {
     problem: Option<String>,
 }
 
-/// Names and values of a form or a query; the first of each.
+/// Names and values of a form or a query: the first of each, and all in order.
 #[derive(Debug, Clone, Default)]
-struct Form(BTreeMap<String, String>);
+struct Form(BTreeMap<String, String>, Vec<(String, String)>);
 
 impl Form {
     fn parse(text: &[u8]) -> Self {
-        let mut fields = BTreeMap::new();
-        for (name, value) in form_urlencoded::parse(text) {
-            fields
-                .entry(name.into_owned())
-                .or_insert(value.into_owned());
+        let all: Vec<(String, String)> = form_urlencoded::parse(text).into_owned().collect();
+        let mut first = BTreeMap::new();
+        for (name, value) in &all {
+            first.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        Self(fields)
+        Self(first, all)
+    }
+
+    /// Every value of a name that is not empty.
+    fn every(&self, name: &str) -> Vec<&str> {
+        let all = self.1.iter();
+        let named = all.filter(|(own, value)| own == name && !value.is_empty());
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// The lines of a text, trimmed, that are not empty.
+    fn lines(&self, name: &str) -> Vec<&str> {
+        let lines = self.get(name).lines().map(str::trim);
+        lines.filter(|line| !line.is_empty()).collect()
     }
 
     /// Empty where it is absent.
@@ -210,6 +224,8 @@ async fn show(
             account::show(visit, parts, query, again).await
         }
         ["apps", _, "channels" | "usage", ..] => traffic::show(visit, parts, query, again).await,
+        ["apps", _, "webhooks", ..] => webhooks::show(visit, parts, query, again).await,
+        ["apps", _, "push", ..] => push::show(visit, parts, query, again).await,
         _ => apps::show(visit, parts, query, again).await,
     }
 }
@@ -227,6 +243,8 @@ async fn send(
         | ["signup" | "setup" | "verify" | "forgot" | "reset" | "join" | "logout"] => {
             door::send(visit, parts, &form).await
         }
+        ["apps", _, "webhooks", ..] => webhooks::send(visit, parts, &form).await,
+        ["apps", _, "push", ..] => push::send(visit, parts, &form).await,
         ["teams", _, "apps"] | ["apps", ..] => apps::send(visit, parts, &form).await,
         ["teams", ..] => teams::send(visit, parts, &form).await,
         _ => account::send(visit, parts, &form).await,
@@ -247,25 +265,25 @@ async fn send(
         form,
         problem: Some(sentence(&refusal.error.text)),
     };
-    let page = show(visit, form_page(parts), query, &again).await?;
+    let page = show(visit, &form_page(parts), query, &again).await?;
     Ok(html(status, page.into_string()))
 }
 
 /// The page that has the form that is sent to a path.
-fn form_page<'a, 'b>(parts: &'a [&'b str]) -> &'a [&'b str] {
-    match parts {
-        ["teams", _, "apps"] => &["apps"],
-        ["apps", _, "signing-keys", ..] => parts.get(..2).unwrap_or(parts),
-        ["apps", _, "keys", ..] | ["apps", _, "webhooks", _, _, ..] | ["apps", _, "push", ..] => {
-            parts.get(..3).unwrap_or(parts)
-        }
-        ["apps", _, "channels", _, ..] => parts.get(..4).unwrap_or(parts),
-        ["apps" | "teams", _, _, ..] => parts.get(..2).unwrap_or(parts),
-        ["account", "sessions", ..] => &["account", "sessions"],
-        ["account", "totp", "confirm"] => &["account", "totp"],
-        ["account", _, ..] => &["account", "security"],
-        ["accounts" | "connections", ..] => parts.get(..1).unwrap_or(parts),
-        _ => parts,
+fn form_page<'p>(parts: &[&'p str]) -> Vec<&'p str> {
+    let kept = |count: usize| parts.iter().take(count).copied().collect();
+    match *parts {
+        ["teams", _, "apps"] => vec!["apps"],
+        ["apps", app, "signing-keys", ..] => vec!["apps", app, "keys"],
+        ["apps", _, "webhooks" | "channels", _, ..] => kept(4),
+        ["apps", _, "push", "jobs", _, ..] => kept(5),
+        ["apps", _, "keys" | "push" | "webhooks", ..] => kept(3),
+        ["apps" | "teams", ..] => kept(2),
+        ["account", "sessions", ..] => vec!["account", "sessions"],
+        ["account", "totp", "confirm"] => vec!["account", "totp"],
+        ["account", _, ..] => vec!["account", "security"],
+        ["accounts" | "connections", ..] => kept(1),
+        _ => parts.to_vec(),
     }
 }
 
@@ -359,6 +377,8 @@ impl Visit<'_> {
             csrf: self.form_token(),
             flash: again.problem.clone().map(Flash::Failed).or(flash),
             now_ms: self.server.now().unix_ms,
+            has_webhooks: self.settings.serves("/admin/apps/{app}/webhooks"),
+            has_push: self.settings.serves("/admin/apps/{app}/push/providers"),
             ..Shell::default()
         };
         let Some(who) = self.who.clone() else {

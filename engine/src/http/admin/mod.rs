@@ -122,6 +122,13 @@ impl AdminSettings {
         }
     }
 
+    /// Whether the admin API has a path, written as in its table.
+    pub(crate) fn serves(&self, path: &str) -> bool {
+        routes::RESOURCES
+            .iter()
+            .any(|resource| resource.path == path)
+    }
+
     /// Takes a place among the port's connections; `None` when all are taken.
     pub fn occupy(self: &Rc<Self>) -> Option<Place> {
         if self.connections.get() >= CONNECTIONS_MAX {

@@ -276,6 +276,24 @@ mod tests {
     }
 
     #[test]
+    fn every_call_is_in_the_permission_table() {
+        use shardwire_proto::account::permissions::PERMISSIONS;
+
+        let own = RESOURCES.iter().flat_map(|resource| {
+            let methods = resource.calls.iter().map(|(method, _)| *method);
+            methods.map(|method| (resource.path.to_owned(), method))
+        });
+        for (path, method) in own.chain(crate::http::api::Routes::for_app()) {
+            let below = path.strip_prefix("/admin").unwrap();
+            let mut rows = PERMISSIONS.iter();
+            assert!(
+                rows.any(|row| row.method == method && row.path == below),
+                "{method} {below}"
+            );
+        }
+    }
+
+    #[test]
     fn parameters_are_decoded_and_methods_told_apart() {
         let routes = Routes::new();
         let call = routes.find(&Method::PATCH, "/admin/apps/a%2Fb/keys/k%20");

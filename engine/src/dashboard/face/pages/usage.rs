@@ -121,8 +121,8 @@ fn against_plan(view: &UsageView) -> Markup {
     let none = Plan::default();
     let plan = view.plan.as_ref().unwrap_or(&none);
     let name = match (&view.plan, &plan.name) {
-        (Some(_), Some(name)) => format!("Plan: {name}"),
-        (Some(plan), None) => format!("Plan: {}", plan.id),
+        (Some(_), Some(name)) if !name.is_empty() => format!("Plan: {name}"),
+        (Some(plan), _) => format!("Plan: {}", plan.id),
         (None, _) => "No plan".to_owned(),
     };
     let meters = [
