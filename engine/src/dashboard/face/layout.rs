@@ -275,9 +275,15 @@ fn app_entries(shell: &Shell, app: &Named) -> Vec<Entry> {
             icons::WEBHOOK,
             "Webhooks",
             "webhooks",
-            "/apps/{app}/keys",
+            "/apps/{app}/webhooks",
         ),
-        (Place::Push, icons::BELL, "Push", "push", "/apps/{app}/keys"),
+        (
+            Place::Push,
+            icons::BELL,
+            "Push",
+            "push",
+            "/apps/{app}/push/stats",
+        ),
         (
             Place::Settings,
             icons::SETTINGS,

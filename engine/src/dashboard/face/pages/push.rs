@@ -157,9 +157,8 @@ pub fn render(shell: &Shell, view: &Push) -> Markup {
     page(shell, &head, &body)
 }
 
-/// Until the permission table has rows of their own, whoever may change keys may send.
 fn may_change(shell: &Shell) -> bool {
-    shell.can("POST", "/apps/{app}/push/send") || shell.can("POST", "/apps/{app}/keys")
+    shell.can("POST", "/apps/{app}/push/send")
 }
 
 fn send(shell: &Shell, view: &Push) -> Markup {

@@ -96,9 +96,8 @@ pub fn list(shell: &Shell, view: &Webhooks) -> Markup {
     page(shell, &head, &body)
 }
 
-/// Until the permission table has rows of their own, whoever may change keys may change webhooks.
 fn may_change(shell: &Shell) -> bool {
-    shell.can("POST", "/apps/{app}/webhooks") || shell.can("POST", "/apps/{app}/keys")
+    shell.can("POST", "/apps/{app}/webhooks")
 }
 
 fn row(shell: &Shell, webhook: &Webhook) -> Markup {
