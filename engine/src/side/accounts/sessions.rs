@@ -17,6 +17,9 @@ use crate::sys;
 /// Characters of a browser's description that are kept.
 const AGENT_CHARS_MAX: usize = 160;
 
+/// Sessions of an account: with one more the oldest ends.
+const SESSIONS_MAX: usize = 50;
+
 /// Where a request comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
@@ -119,8 +122,13 @@ impl Keeper {
         let mut record = record(id.clone(), &session, &[("account", &kept.id)], now_ms)?;
         record.expires_ms = Some(ends_ms);
         kept.document.last_login_ms = Some(now_ms);
-        let put = kept.put()?;
-        self.apply(&[put, add::<Session>(record)])?;
+        let mut changes = vec![kept.put()?, add::<Session>(record)];
+        // In the order of their beginnings.
+        let others = self.labelled::<Session>("account", &kept.id)?;
+        let surplus = (others.len() + 1).saturating_sub(SESSIONS_MAX);
+        let oldest = others.into_iter().take(surplus);
+        changes.extend(oldest.map(|session| Change::delete(Session::KIND, session.id)));
+        self.apply(&changes)?;
         self.give_out(kept.id.clone(), id, &secret, ends_ms)
     }
 

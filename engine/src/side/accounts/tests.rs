@@ -206,6 +206,20 @@ fn sessions_are_their_owners_alone() {
 }
 
 #[test]
+fn of_many_sessions_the_oldest_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut keeper = keeper(&folder);
+    let (ann, first) = person(&mut keeper, "ann@example.com", false);
+    for _ in 0..55 {
+        keeper.fixed_ms += 1;
+        let mut kept = keeper.get::<Account>(&ann.account).unwrap();
+        keeper.begin_session(&mut kept, &client()).unwrap();
+    }
+    assert_eq!(keeper.sessions(&ann.account, "").unwrap().len(), 50);
+    assert!(keeper.principal(&first.access).is_err());
+}
+
+#[test]
 fn a_second_factor_is_confirmed_taken_once_and_replaced_by_recovery_codes() {
     let folder = tempfile::tempdir().unwrap();
     let mut keeper = keeper(&folder);
