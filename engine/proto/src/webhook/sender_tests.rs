@@ -10,8 +10,9 @@ fn batch(max_events: usize, max_ms: u64) -> Batch {
 fn fresh(concurrency: usize) -> Sender {
     Sender::new(
         &Cursor::default(),
-        batch(3, 100, RETRY_MS.into()),
+        batch(3, 100),
         concurrency,
+        RETRY_MS.into(),
     )
 }
 
@@ -149,7 +150,7 @@ fn a_successor_goes_on_where_the_last_process_was() {
     push(&mut sender, &[0, 0, 0, 0, 0], 0);
     start(&mut sender, 0).unwrap();
     let cursor = sender.cursor();
-    let mut next = Sender::new(&cursor, batch(3, 100, RETRY_MS.into()), 1);
+    let mut next = Sender::new(&cursor, batch(3, 100), 1, RETRY_MS.into());
     assert_eq!(next.missing_from(), Some(1));
     next.refill((1..=5).map(|n| event(n, 0, 0)), None);
     assert_eq!(start(&mut next, 0), Some(vec![1, 2, 3]));
@@ -160,7 +161,7 @@ fn a_successor_goes_on_where_the_last_process_was() {
 
 #[test]
 fn what_is_too_much_for_memory_is_asked_for_again() {
-    let mut sender = Sender::new(&Cursor::default(), batch(100, 0, RETRY_MS.into()), 1);
+    let mut sender = Sender::new(&Cursor::default(), batch(100, 0), 1, RETRY_MS.into());
     let most = HELD_EVENTS_MAX as u64 + 10;
     for _ in 0..most {
         push(&mut sender, &[0], 0);
@@ -182,7 +183,7 @@ fn what_is_kept_no_longer_is_not_waited_for() {
     let mut sender = fresh(1);
     push(&mut sender, &[0, 0, 0], 0);
     start(&mut sender, 0).unwrap();
-    let mut next = Sender::new(&sender.cursor(), batch(3, 100, RETRY_MS.into()), 1);
+    let mut next = Sender::new(&sender.cursor(), batch(3, 100), 1, RETRY_MS.into());
     next.refill([], None);
     assert_eq!(next.next_due_ms(), None);
     push(&mut next, &[0], 0);
