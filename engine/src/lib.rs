@@ -9,6 +9,7 @@ pub mod check;
 pub mod config;
 pub mod conn;
 pub mod copy;
+pub mod dashboard;
 pub mod http;
 pub mod keys;
 pub mod log;

@@ -7,6 +7,7 @@
 
 mod kept;
 mod operator;
+mod people;
 mod reload;
 mod shard_thread;
 mod sockets;
@@ -79,10 +80,14 @@ const IO_MEMORY_BYTES: usize = 64 * 1024;
 const RING_DEPTH: usize = 1024;
 
 /// The addresses that are served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ready {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    /// Where the dashboard is; none without one.
+    pub dashboard: Option<String>,
+    /// The page that makes the first account, while there is none. A secret.
+    pub setup: Option<String>,
 }
 
 /// Why the process cannot go on.
@@ -106,6 +111,8 @@ pub enum RunError {
     Tls(io::Error),
     /// The admin token cannot be read.
     AdminToken(String),
+    /// Accounts cannot be used.
+    Accounts(String),
 }
 
 impl fmt::Display for RunError {
@@ -126,6 +133,7 @@ impl fmt::Display for RunError {
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
+            Self::Accounts(error) => write!(f, "cannot use the accounts: {error}"),
         }
     }
 }
@@ -233,6 +241,7 @@ pub fn run(
         totals,
         wanted: wanted_later,
     };
+    let people = people::start(&config, &sockets, &*records).map_err(RunError::Accounts)?;
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
@@ -245,6 +254,7 @@ pub fn run(
         wanted,
         tls: tls.clone(),
         admin: sockets.admin,
+        dashboard: sockets.dashboard,
         members: {
             let now_ms = read_clock(clock).unix_ms;
             kept::take(&config.data_dir, config.limits.presence_grace_ms, now_ms).into()
@@ -256,6 +266,7 @@ pub fn run(
             listen,
             admin,
             operator,
+            accounts: people.accounts.clone(),
         },
     };
     let (shards, connections) = start_shards(&config, served, inboxes)?;
@@ -265,7 +276,12 @@ pub fn run(
     };
     let acceptor = Acceptor::start(sockets.client, connections).map_err(failed)?;
     let _watch = tls.watch().map_err(RunError::Tls)?;
-    on_ready(&Ready { listen, admin });
+    on_ready(&Ready {
+        listen,
+        admin,
+        dashboard: people.url,
+        setup: people.setup,
+    });
     let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;
     while pulse.next(&orders) == Order::Reload {
@@ -274,6 +290,9 @@ pub fn run(
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
     push.shutdown();
+    if let Some(accounts) = people.accounts {
+        accounts.shutdown();
+    }
     usage.shutdown();
     webhooks.shutdown(Duration::from_millis(current.webhooks.timeout_ms));
     registry.shutdown();
@@ -408,6 +427,7 @@ struct Served {
     wanted: Arc<Wanted>,
     tls: Acceptors,
     admin: Vec<Socket>,
+    dashboard: Vec<Socket>,
     admin_start: AdminStart,
     /// Presence members from before.
     members: Arc<[KeptMember]>,
@@ -446,7 +466,7 @@ fn start_shards(
     let beat_every = notify::watchdog_interval().map(Watchdog::period);
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
-    let mut admin = Some(served.admin);
+    let mut admin = Some((served.admin, served.dashboard));
     let mut who = Some(served.who);
     let inboxes = inboxes
         .replies
@@ -458,6 +478,7 @@ fn start_shards(
         (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
+        let (admin, dashboard) = admin.take().unwrap_or_default();
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
         connections.push(to_shard);
         let plan = Plan {
@@ -483,7 +504,8 @@ fn start_shards(
             connections_max: config.runtime.connections_max.div_ceil(usize::from(count)),
             cors_origins: config.http.cors_origins.clone(),
             connections: accepted,
-            admin: admin.take().unwrap_or_default(),
+            admin,
+            dashboard,
             admin_start: served.admin_start.clone(),
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),

@@ -1,5 +1,6 @@
 //! The commands, by what they are about.
 
+mod accounts;
 mod apps;
 pub(crate) mod check;
 mod connections;
@@ -48,6 +49,8 @@ impl Session<'_> {
             Command::Subscribe(command) => self.subscribe(&command),
             Command::History(command) => self.history(&command),
             Command::Presence(command) => self.presence(&command),
+            Command::Accounts(command) => self.accounts(command),
+            Command::Audit(command) => self.audit(&command),
             Command::Top(command) => self.top(&command),
             Command::Plans(command) => self.plans(command),
             Command::Usage(command) => self.usage(&command),

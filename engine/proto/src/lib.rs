@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+pub mod account;
 pub mod auth;
 pub mod catchup;
 pub mod channel;

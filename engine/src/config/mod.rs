@@ -3,6 +3,7 @@
 //! Not here: keys and tokens (see [`crate::keys`]), and whether the host can serve it (see [`crate::check`]). Invariants:
 //! a [`Config`] is valid, and holds no secret; whatever is wrong is told at once, each with the place it was written.
 
+mod accounts;
 pub mod cli;
 mod cores;
 mod source;
@@ -24,6 +25,7 @@ use crate::side::push::PushConfig;
 use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
+pub use self::accounts::{Accounts, Dashboard, Mail, SmtpTls};
 use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
 pub use self::source::Env;
@@ -106,6 +108,12 @@ pub struct Config {
     pub history: History,
     /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
     pub namespace: Vec<Namespace>,
+    /// People.
+    pub accounts: Accounts,
+    /// The pages they use.
+    pub dashboard: Dashboard,
+    /// Letters to them.
+    pub mail: Mail,
     /// Events for back ends.
     pub webhooks: WebhooksConfig,
     /// Push notifications.
@@ -320,6 +328,9 @@ impl Config {
             store: reader.take_section("store", StoreConfig::default()),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
+            accounts: reader.take_section("accounts", Accounts::default()),
+            dashboard: reader.take_section("dashboard", Dashboard::default()),
+            mail: reader.take_section("mail", Mail::default()),
             webhooks: reader.take_section("webhooks", WebhooksConfig::default()),
             push: reader.take_section("push", PushConfig::default()),
             log: Log {
@@ -360,6 +371,7 @@ impl Config {
                 "listen and admin.listen have the same port: {listen} and {admin}"
             ));
         }
+        self::accounts::check(&self, &mut reader);
         let bounds = [
             (
                 "runtime.spin_before_park_us",

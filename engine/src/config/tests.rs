@@ -462,6 +462,9 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "accounts",
+        "dashboard",
+        "mail",
         "webhooks",
         "push",
     ] {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
 use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Ops;
@@ -261,60 +260,75 @@ pub(super) async fn answer(
     {
         return Err(ErrorCode::RateExceeded.into());
     }
-    let mut response = carry_out(call, &who, &head, target.query, body, server, pace).await?;
+    let asked = Asked {
+        method: &head.method,
+        headers: &head.headers,
+        query: target.query,
+        body: Content::Unread(body),
+    };
+    let mut response = carry_out(call, &who, asked, server, pace).await?;
     if let Some(rate) = &rate {
         tell_rate(response.headers_mut(), rate);
     }
     Ok(response)
 }
 
+/// What a request brings beside its path.
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) query: &'a str,
+    pub(super) body: Content,
+}
+
+/// A body that may have been read already.
+pub(super) enum Content {
+    Unread(Incoming),
+    Read(Bytes),
+}
+
 /// Serves to the operator what the public API serves of one app: `path` is `/admin/apps/{app}/…` where that has
 /// `/api/admin/apps/{app}/…`.
 pub(super) async fn answer_for_app(
-    head: &Parts,
     path: &str,
-    query: &str,
-    body: Incoming,
+    asked: Asked<'_>,
     server: &Server,
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let call = server
-        .http
-        .routes
-        .find(&head.method, &format!("/api{path}"))?;
+    let routes = &server.http.routes;
+    let call = routes.find(asked.method, &format!("/api{path}"))?;
     let registry = server.settings.registry.as_ref();
     let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
     let app = snapshot.app(&call.app).ok_or(ErrorCode::NotFound)?;
     let who = operator(app);
-    carry_out(call, &who, head, query, body, server, pace).await
+    carry_out(call, &who, asked, server, pace).await
 }
 
 /// Reads the body of a call that its caller may make, and answers it.
 async fn carry_out(
     call: Call,
     who: &auth::Caller,
-    head: &Parts,
-    query: &str,
-    body: Incoming,
+    asked: Asked<'_>,
     server: &Server,
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let idempotency_key = idempotency_key(&head.headers)?;
+    let idempotency_key = idempotency_key(asked.headers)?;
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
-    let body = match head.method {
-        Method::POST => read_body(body, body_max, pace).await?,
+    let body = match (asked.body, asked.method) {
+        (Content::Unread(body), &Method::POST) => read_body(body, body_max, pace).await?,
         // Who is to be unregistered is in a body.
-        Method::DELETE if matches!(call.endpoint, Endpoint::Push(_)) => {
+        (Content::Unread(body), &Method::DELETE) if matches!(call.endpoint, Endpoint::Push(_)) => {
             read_body(body, body_max, pace).await?
         }
-        _ => Bytes::new(),
+        (Content::Unread(_), _) => Bytes::new(),
+        (Content::Read(body), _) => body,
     };
     let caller = Caller {
         server,
         who,
         idempotency_key: idempotency_key.as_deref(),
     };
-    caller.answer(call, query, &body).await
+    caller.answer(call, asked.query, &body).await
 }
 
 /// What stands for the operator where a caller's rights are asked for: every right in the app.

@@ -18,7 +18,7 @@ use socket2::Socket;
 
 use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
-use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Core, Server, Settings, ShardRuntime, read_clock};
@@ -56,6 +56,8 @@ pub(super) struct Plan {
     pub(super) connections: Inbox<Socket>,
     /// The admin listeners, on the first shard.
     pub(super) admin: Vec<Socket>,
+    /// The dashboard's own listeners, on the first shard.
+    pub(super) dashboard: Vec<Socket>,
     pub(super) admin_start: AdminStart,
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
@@ -133,7 +135,7 @@ pub(super) async fn run(plan: Plan) {
         connections_max: plan.connections_max,
         refusals_max: (REFUSALS_MAX / usize::from(plan.placement.shards())).max(1),
         store: Some(plan.store),
-        tls: plan.tls.public,
+        tls: plan.tls.public.clone(),
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
         webhooks: Some(plan.webhooks.clone()),
@@ -180,13 +182,19 @@ pub(super) async fn run(plan: Plan) {
     let started_ms = server.now().unix_ms;
     let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
     let admin = Rc::new(admin);
-    for listener in plan.admin {
+    // Browsers are shown the certificates that clients are shown.
+    let own = plan.dashboard.into_iter();
+    let own = own.map(|listener| (listener, Port::Dashboard, plan.tls.public.clone()));
+    let ports = plan.admin.into_iter();
+    let ports = ports.map(|listener| (listener, Port::Admin, plan.tls.admin.clone()));
+    for (listener, port, tls) in ports.chain(own) {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(
             server.clone(),
             listener,
-            plan.tls.admin.clone(),
+            tls,
             admin.clone(),
+            port,
         ))
         .detach();
     }
@@ -228,6 +236,7 @@ async fn accept_admin(
     listener: TcpListener,
     tls: Option<Acceptor>,
     settings: Rc<AdminSettings>,
+    port: Port,
 ) {
     loop {
         let (server, tls, settings) = (server.clone(), tls.clone(), settings.clone());
@@ -237,7 +246,7 @@ async fn accept_admin(
                     return;
                 };
                 if let Some((transport, head)) = accept(&server, stream, tls.as_ref()).await {
-                    serve_admin(transport, head, server, settings).await;
+                    serve_admin(transport, head, server, settings, port).await;
                 }
             })
             .detach(),

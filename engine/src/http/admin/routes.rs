@@ -47,6 +47,13 @@ pub(super) enum Endpoint {
     PutPlan,
     DeletePlan,
     Usage,
+    Accounts,
+    CreateAccount,
+    Account,
+    UpdateAccount,
+    DeleteAccount,
+    ResetAccount,
+    Audit,
     Webhooks,
     CreateWebhook,
     Webhook,
@@ -89,7 +96,7 @@ const fn resource(
 }
 
 /// Every path. `{id}` is what a path is about, `{item}` one of what that has.
-pub(super) const RESOURCES: [Resource; 30] = [
+pub(super) const RESOURCES: [Resource; 34] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -267,6 +274,29 @@ pub(super) const RESOURCES: [Resource; 30] = [
             ("DELETE", Endpoint::DeletePlan),
         ],
     ),
+    resource(
+        "/admin/accounts",
+        "GET, HEAD, POST",
+        &[
+            ("GET", Endpoint::Accounts),
+            ("POST", Endpoint::CreateAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}",
+        "GET, HEAD, PATCH, DELETE",
+        &[
+            ("GET", Endpoint::Account),
+            ("PATCH", Endpoint::UpdateAccount),
+            ("DELETE", Endpoint::DeleteAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}/reset",
+        "POST",
+        &[("POST", Endpoint::ResetAccount)],
+    ),
+    resource("/admin/audit", "GET, HEAD", &[("GET", Endpoint::Audit)]),
 ];
 
 /// A call that a request's method and path make. Parameters that the path does not have are empty.
@@ -334,6 +364,24 @@ mod tests {
                 allowed.insert(1, "HEAD");
             }
             assert_eq!(allowed.join(", "), methods, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_call_is_in_the_permission_table() {
+        use shardwire_proto::account::permissions::PERMISSIONS;
+
+        let own = RESOURCES.iter().flat_map(|resource| {
+            let methods = resource.calls.iter().map(|(method, _)| *method);
+            methods.map(|method| (resource.path.to_owned(), method))
+        });
+        for (path, method) in own.chain(crate::http::api::Routes::for_app()) {
+            let below = path.strip_prefix("/admin").unwrap();
+            let mut rows = PERMISSIONS.iter();
+            assert!(
+                rows.any(|row| row.method == method && row.path == below),
+                "{method} {below}"
+            );
         }
     }
 
