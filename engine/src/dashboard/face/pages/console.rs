@@ -136,7 +136,7 @@ fn history() -> Markup {
     let body = html! {
         form class="form" id="history-form" autocomplete="off" {
             (Field::new("channel", "Channel").scope("history").required().max(255))
-            div class="columns" {
+            div class="columns tight" {
                 (Field::new("limit", "Limit").scope("history").kind("number").value("20"))
                 (select("history-direction", "direction", "Order", &directions, "backward"))
             }
