@@ -19,7 +19,6 @@ function draw(name, attributes) {
 
 // The next round number.
 function roundUp(value) {
-  if (value <= 0) return 1;
   const step = 10 ** Math.floor(Math.log10(value));
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((factor) => factor * step).find((top) => top >= value * 0.999);
 }
@@ -33,9 +32,10 @@ function clock(time) {
 }
 
 export class LineChart {
-  // series: names, one per line. format: a number as text. windowMs: what is shown.
-  constructor(container, { title, series, format, windowMs, wholeNumbers = false }) {
-    Object.assign(this, { title, series, format, windowMs, wholeNumbers });
+  // series: names, one per line. format: a number as text. windowMs: what is shown. least: what the axis goes up to at
+  // least, so that next to nothing does not look like a lot.
+  constructor(container, { title, series, format, windowMs, least }) {
+    Object.assign(this, { title, series, format, windowMs, least });
     this.points = []; // { time, values }, the oldest first
 
     this.legend = series.map(() => make('strong', {}, '–'));
@@ -87,8 +87,7 @@ export class LineChart {
     const last = this.points.at(-1);
     const now = last?.time ?? Date.now();
     const all = this.points.flatMap((point) => point.values).filter(Number.isFinite);
-    let top = roundUp(Math.max(0, ...all));
-    if (this.wholeNumbers && top < 2) top = 2;
+    const top = roundUp(Math.max(this.least, ...all));
     this.marks[0].textContent = this.format(top);
     this.marks[1].textContent = this.format(top / 2);
     // Little is shown wide, rather than a lot of nothing beside it.

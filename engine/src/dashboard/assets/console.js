@@ -24,14 +24,22 @@ function kindOf(way, frame) {
   return 'other';
 }
 
+// Of an event of presence: the member is in `data`, except in the flat shape, where `data` is their state.
+function memberOf({ clientId, data, joinedAt }) {
+  return clientId !== undefined && data?.clientId === clientId ? data : { clientId, data, joinedAt };
+}
+
 function summaryOf(frame) {
   const { action, channel, data, error, members, messages, clientId } = frame;
   const parts = [];
   if (channel) parts.push(channel);
   if (action === 'error') parts.push(error);
   else if (action === 'presence.members') parts.push(`${members?.length ?? 0} present`);
-  else if (action === 'history') parts.push(messages ? `${messages.length} messages` : '');
-  else if (action?.startsWith('presence.')) parts.push(clientId ?? '', data === undefined ? '' : JSON.stringify(data));
+  else if (action === 'history') parts.push(messages ? `${messages.length} message${messages.length === 1 ? '' : 's'}` : '');
+  else if (action?.startsWith('presence.')) {
+    const state = memberOf(frame).data;
+    parts.push(clientId ?? '', state === undefined ? '' : JSON.stringify(state));
+  }
   else if (action === 'ack') parts.push(frame.sequence ? `#${frame.sequence}` : '', frame.id ?? '');
   else if (data !== undefined) parts.push(JSON.stringify(data));
   if (frame.replay) parts.push('(replay)');
@@ -136,6 +144,7 @@ $('log-save').addEventListener('click', () => {
 /* Connection */
 
 let client = null;
+let wasOpen = false;
 
 function showWay() {
   const way = $('connect-way').value;
@@ -160,6 +169,10 @@ function showState(state, text) {
   $('history').disabled = !isOpen;
   for (const button of $('presence-form').querySelectorAll('button')) button.disabled = !isOpen;
   if (isOver) $('history-more').disabled = true;
+  // Once connected its controls are in the way; the log has those to disconnect.
+  if (isOpen && !wasOpen) $('g-connect').open = false;
+  if (isOver) $('g-connect').open = true;
+  wasOpen = isOpen || (wasOpen && !isOver);
 }
 
 // A token good for an hour, made with the app's signing key.
@@ -330,11 +343,11 @@ function showMembers(list) {
   drawMembers();
 }
 
-function changeMember({ action, channel, clientId, data, joinedAt }) {
-  if (channel !== membersChannel) return;
-  const member = data?.clientId === clientId ? data : { clientId, data, joinedAt };
-  if (action === 'presence.leave') members.delete(clientId);
-  else members.set(clientId, member);
+function changeMember(event) {
+  if (event.channel !== membersChannel) return;
+  const member = memberOf(event);
+  if (event.action === 'presence.leave') members.delete(member.clientId);
+  else members.set(member.clientId, member);
   drawMembers();
 }
 

@@ -75,15 +75,15 @@ class Server {
     document.getElementById('live-charts').hidden = false;
     const chart = (id, options) =>
       new LineChart(document.getElementById(id), { windowMs: WINDOW_MS, ...options });
-    this.messages = chart('c-messages', { title: 'Messages per second', series: ['Published', 'Delivered'], format: rate });
-    this.latency = chart('c-latency', { title: 'Delivery latency', series: ['p50', 'p99'], format: latency });
+    this.messages = chart('c-messages', { title: 'Messages per second', series: ['Published', 'Delivered'], format: rate, least: 10 });
+    this.latency = chart('c-latency', { title: 'Delivery latency', series: ['p50', 'p99'], format: latency, least: 100 });
     this.connections = chart('c-connections', {
       title: 'Connections',
       series: ['Connections'],
       format: (value) => short.format(value),
-      wholeNumbers: true,
+      least: 10,
     });
-    this.cpu = chart('c-cpu', { title: 'CPU, in % of a core', series: ['Process'], format: (value) => `${value.toFixed(0)} %` });
+    this.cpu = chart('c-cpu', { title: 'CPU, in % of a core', series: ['Process'], format: (value) => `${value.toFixed(0)} %`, least: 10 });
     this.say('warn', 'connecting');
   }
 

@@ -48,8 +48,10 @@ for (const button of document.querySelectorAll('[data-copy]')) {
 // are there to be compared.
 function labelCells(table) {
   const heads = [...(table.tHead?.rows[0]?.cells ?? [])];
+  // Rows that come later have no such names.
+  if (!table.tBodies[0]?.rows.length) return;
   if (table.closest('.chart-data') || heads.filter((head) => head.classList.contains('num')).length > 3) return;
-  for (const row of table.tBodies[0]?.rows ?? []) {
+  for (const row of table.tBodies[0].rows) {
     [...row.cells].forEach((cell, index) => { cell.dataset.label = heads[index]?.textContent ?? ''; });
   }
   table.classList.add('stack');

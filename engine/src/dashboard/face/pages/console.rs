@@ -63,7 +63,7 @@ fn connect(may_mint: bool) -> Markup {
             div data-way="key" { (Field::new("key", "Key").scope("connect").required()) }
             div data-way="jwt" { (Field::new("jwt", "Token").scope("connect").required()) }
             div data-way="token" {
-                div class="columns" {
+                div class="columns tight" {
                     (Field::new("client", "Client id").scope("connect").max(128).hint("Empty: anonymous."))
                     (Field::new("pattern", "Channels").scope("connect").value("*").required().hint("A pattern it may use."))
                 }
@@ -75,9 +75,6 @@ fn connect(may_mint: bool) -> Markup {
             (checkbox("connect-echo", "echo", "1", "Get what I publish myself", true))
             div class="actions" {
                 button type="submit" class="button primary" id="connect" { "Connect" }
-                button type="button" class="button" id="disconnect" disabled { "Disconnect" }
-                button type="button" class="button" id="reconnect" disabled
-                    title="Ends the connection and comes back, with what was missed" { "Reconnect" }
             }
         }
     };
@@ -89,7 +86,7 @@ fn subscribe(channel: &str) -> Markup {
         form class="form" id="subscribe-form" autocomplete="off" {
             div class="columns wide-first" {
                 (Field::new("channel", "Channel").scope("sub").value(channel).required().max(255))
-                (Field::new("rewind", "Rewind").scope("sub").kind("number").hint("Messages from before."))
+                (Field::new("rewind", "Rewind").scope("sub").kind("number"))
             }
             div class="actions" { button type="submit" class="button" id="subscribe" disabled { "Subscribe" } }
         }
@@ -139,7 +136,7 @@ fn history() -> Markup {
     let body = html! {
         form class="form" id="history-form" autocomplete="off" {
             (Field::new("channel", "Channel").scope("history").required().max(255))
-            div class="columns" {
+            div class="columns tight" {
                 (Field::new("limit", "Limit").scope("history").kind("number").value("20"))
                 (select("history-direction", "direction", "Order", &directions, "backward"))
             }
@@ -158,6 +155,9 @@ fn log() -> Markup {
             div class="log-head" {
                 h2 id="log-title" { "Log" }
                 span class="badge" id="state" role="status" { "not connected" }
+                button type="button" class="button small" id="disconnect" disabled { "Disconnect" }
+                button type="button" class="button small" id="reconnect" disabled
+                    title="Ends the connection and comes back, with what was missed" { "Reconnect" }
                 span class="muted num" id="log-count" {}
             }
             div class="log-tools" {
