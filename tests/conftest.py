@@ -7,6 +7,9 @@ import uuid
 import pytest
 
 from harness.client import Client
+from harness.nodes import Nodes
+from harness.proxy import Proxy
+from harness.redis import RedisCluster, RedisServer, available as redis_available
 from harness.server import BINARY, CLIENT_KEY, SERVER_KEY, Server
 from harness.slow_clock import LIVENESS_MS, SlowClocks
 
@@ -96,6 +99,55 @@ def bystander(server):
     client.close()
 
 
+# -- several nodes on one Redis -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_redis(tmp_path):
+    """Makes Redis servers of this test's own, started: `new_redis()`, `new_redis(cluster=True)`."""
+    if not redis_available():
+        pytest.skip("redis-server is not installed")
+    made = []
+
+    def make(cluster=False, **options):
+        folder = tmp_path / f"redis-{len(made)}"
+        one = RedisCluster(folder) if cluster else RedisServer(folder, **options)
+        made.append(one)
+        return one.start()
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+@pytest.fixture
+def new_nodes(tmp_path):
+    """Makes shardwire nodes on a Redis: `new_nodes(redis, 3, …)`, ready."""
+    made = []
+
+    def make(redis, count, **options):
+        nodes = Nodes(tmp_path / f"nodes-{len(made)}", redis, count, start=False, **options)
+        made.append(nodes)
+        return nodes.start()
+
+    yield make
+    for nodes in made:
+        nodes.kill()
+
+
+@pytest.fixture
+def new_proxy():
+    made = []
+
+    def make(*args, **options):
+        made.append(Proxy(*args, **options))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
+
+
 # -- tests that wait for the server's own deadlines: their clocks start first, they are looked at last ------------------
 
 
@@ -131,4 +183,6 @@ def pytest_runtest_makereport(item, call):
 def pytest_sessionfinish():
     for server in list(Server.live):
         print(f"ending a server left running: {server.folder}", file=sys.stderr)
+        server.kill()
+    for server in list(RedisServer.live):
         server.kill()

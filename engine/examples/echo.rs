@@ -110,6 +110,9 @@ async fn serve(listener: Socket) {
         usage: None,
         webhooks: None,
         push: None,
+        broker: None,
+        is_shared_store: false,
+        cluster: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

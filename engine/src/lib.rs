@@ -5,7 +5,9 @@
 
 pub mod accept;
 pub mod activation;
+pub mod broker;
 pub mod check;
+pub mod cluster;
 pub mod config;
 pub mod conn;
 pub mod copy;

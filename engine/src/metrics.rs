@@ -9,9 +9,12 @@ use std::fs;
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::shard::{Counters, Histogram, Stats};
 
+use crate::broker::BrokerStats;
 use crate::store::StoreStats;
 use crate::usage::UsageStats;
 
+mod broker;
+pub(crate) mod cluster;
 pub mod push;
 mod store;
 mod usage;
@@ -89,6 +92,7 @@ pub fn render(
     shards: &[(ShardId, Box<Stats>)],
     store: Option<&StoreStats>,
     usage: Option<&UsageStats>,
+    broker: Option<&BrokerStats>,
     process: &Process,
 ) -> String {
     let mut page = Page(String::with_capacity(4096 + 4096 * shards.len()));
@@ -129,6 +133,9 @@ pub fn render(
     render_histograms(&mut page, shards);
     if let Some(store) = store {
         store::render(&mut page, store);
+    }
+    if let Some(broker) = broker {
+        broker::render(&mut page, broker, shards);
     }
     usage::render_limited(&mut page, shards);
     if let Some(usage) = usage {

@@ -5,6 +5,7 @@
 //! pace with what is due to them, stop shards, flush the store. A second signal stops at once. SIGHUP reads the
 //! configuration again.
 
+mod cluster;
 mod kept;
 mod operator;
 mod people;
@@ -23,6 +24,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use glommio::channels::channel_mesh::MeshBuilder;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
@@ -31,6 +34,8 @@ use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
 use crate::activation::Inherited;
+use crate::broker::{self, BrokerHandle};
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
@@ -59,6 +64,14 @@ const MESSAGES_FILE: &str = "messages.db";
 
 /// How long a stop waits for the store to commit what it has accepted.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a start waits for the broker.
+const BROKER_START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a stop waits for publishes that are under way to the broker.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stop waits for Redis to take this node's members.
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a stop takes beside draining and the store.
 const STOP_MARGIN: Duration = Duration::from_secs(3);
@@ -107,6 +120,10 @@ pub enum RunError {
     Webhooks(String),
     /// Push cannot be used.
     Push(String),
+    /// The way to other nodes is configured wrongly.
+    Broker(String),
+    /// Redis cannot be used as configured.
+    Cluster(String),
     /// The thread that follows certificate files cannot be made.
     Tls(io::Error),
     /// The admin token cannot be read.
@@ -131,6 +148,8 @@ impl fmt::Display for RunError {
             Self::Webhooks(error) => write!(f, "cannot use the outbox of webhooks: {error}"),
             Self::Push(error) => write!(f, "cannot start push: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
+            Self::Broker(error) => write!(f, "broker.redis: {error}"),
+            Self::Cluster(error) => write!(f, "cannot use [broker.redis]: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
             Self::Accounts(error) => write!(f, "cannot use the accounts: {error}"),
@@ -163,7 +182,12 @@ pub fn run(
         .unzip();
     let store = match &opened.mongo {
         Some(mongo) => {
-            let storage = MongoStorage::new(mongo.clone(), Regime::Alone);
+            let regime = if config.redis.is_on() {
+                Regime::Cluster
+            } else {
+                Regime::Alone
+            };
+            let storage = MongoStorage::new(mongo.clone(), regime);
             store::start(storage, &config.store, inboxes)
         }
         None => {
@@ -235,17 +259,35 @@ pub fn run(
         alone,
     )
     .map_err(RunError::Push)?;
+    let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(broker::INBOX_BATCHES))
+        .unzip();
+    let broker = start_broker(&config, broker_inboxes)?;
+    let placement = placement(&config);
+    let (cluster, shared, calls) = cluster::start(&config, &placement, &registry, (listen, admin))
+        .map_err(RunError::Cluster)?;
+    if let Some(cluster) = &cluster {
+        usage.join(cluster.clone());
+    }
     let inboxes = Inboxes {
         replies,
         snapshots,
         totals,
         wanted: wanted_later,
+        heard,
+        shared,
     };
     let people = people::start(&config, &sockets, &*records).map_err(RunError::Accounts)?;
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
+        placement,
+        cluster: cluster.clone(),
+        calls: Some(calls),
         store: store.clone(),
+        broker: broker.clone(),
         usage: usage.clone(),
         push: push.clone(),
         who,
@@ -276,6 +318,10 @@ pub fn run(
     };
     let acceptor = Acceptor::start(sockets.client, connections).map_err(failed)?;
     let _watch = tls.watch().map_err(RunError::Tls)?;
+    if let Some(broker) = &broker {
+        // Who is told that it is ready may publish at once. Without Redis it serves all the same.
+        broker.wait_connected(BROKER_START_PATIENCE);
+    }
     on_ready(&Ready {
         listen,
         admin,
@@ -292,6 +338,12 @@ pub fn run(
     push.shutdown();
     if let Some(accounts) = people.accounts {
         accounts.shutdown();
+    }
+    if broker.is_some_and(|broker| !broker.shutdown(BROKER_PATIENCE)) {
+        log::error!("the broker did not finish; unacknowledged messages may be lost");
+    }
+    if let Some(cluster) = cluster {
+        cluster.shutdown(CLUSTER_PATIENCE);
     }
     usage.shutdown();
     webhooks.shutdown(Duration::from_millis(current.webhooks.timeout_ms));
@@ -318,6 +370,24 @@ fn tell_quotas(webhooks: WebhookHandle) -> impl Fn(&usage::Mark) -> bool {
         };
         webhooks.raise(event).is_ok()
     }
+}
+
+/// Joins the other nodes, where there may be any.
+fn start_broker(
+    config: &Config,
+    inboxes: Vec<InboxSender<Vec<BrokerReply>>>,
+) -> Result<Option<BrokerHandle>, RunError> {
+    if !config.redis.is_on() {
+        return Ok(None);
+    }
+    let settings = broker::Settings {
+        node: random_u64(),
+        dedup_window_ms: config.limits.dedup_window_ms,
+        is_shared_store: config.has_shared_store(),
+    };
+    broker::start(&config.redis, settings, inboxes)
+        .map(Some)
+        .map_err(RunError::Broker)
 }
 
 /// Lets a successor have the listening sockets. Without that the server runs as well.
@@ -396,6 +466,8 @@ struct Inboxes {
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
     wanted: Vec<Inbox<Arc<Wanted>>>,
+    heard: Vec<Inbox<Vec<BrokerReply>>>,
+    shared: Vec<Inbox<SharedReply>>,
 }
 
 /// Whoever holds the clients' listening sockets in this process.
@@ -416,7 +488,12 @@ impl Accepting {
 /// What the shards are given beside their inboxes.
 struct Served {
     registry: RegistryHandle,
+    placement: ChannelPlacement,
+    cluster: Option<ClusterHandle>,
+    /// For the first shard.
+    calls: Option<Inbox<Incoming>>,
     store: StoreHandle,
+    broker: Option<BrokerHandle>,
     usage: UsageHandle,
     push: PushHandle,
     who: Inbox<WhoIsThere>,
@@ -456,8 +533,9 @@ fn start_shards(
     served: Served,
     inboxes: Inboxes,
 ) -> Result<(Shards, Connections), RunError> {
-    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
-    let placement = ChannelPlacement::new(random_u64(), count);
+    let placement = served.placement;
+    let count = placement.shards();
+    let mut calls = served.calls;
     let mesh = MeshBuilder::full(config.cores.len(), LANE_BATCHES);
     let (up, started) = mpsc::channel();
     let (done, drained) = mpsc::channel();
@@ -473,8 +551,10 @@ fn start_shards(
         .into_iter()
         .zip(inboxes.snapshots)
         .zip(inboxes.totals)
-        .zip(inboxes.wanted);
-    for ((index, core), (((replies, snapshots), totals), later)) in
+        .zip(inboxes.wanted)
+        .zip(inboxes.heard)
+        .zip(inboxes.shared);
+    for ((index, core), (((((replies, snapshots), totals), later), heard), shared)) in
         (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
@@ -485,6 +565,9 @@ fn start_shards(
             id: ShardId(index),
             placement: placement.clone(),
             registry: served.registry.clone(),
+            cluster: served.cluster.clone(),
+            shared,
+            calls: calls.take(),
             usage: served.usage.clone(),
             used: served.used.clone(),
             totals,
@@ -510,6 +593,8 @@ fn start_shards(
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),
             store: served.store.clone(),
+            broker: served.broker.clone(),
+            heard,
             replies,
             mesh: (count > 1).then(|| mesh.clone()),
             orders,
@@ -645,6 +730,12 @@ fn order(shard: &Running, control: Control) {
     if shard.control.try_send(control).is_err() {
         log::error!("a shard does not take orders");
     }
+}
+
+/// Where channels are at home in this process.
+fn placement(config: &Config) -> ChannelPlacement {
+    let count = u16::try_from(config.cores.len()).unwrap_or(u16::MAX);
+    ChannelPlacement::new(random_u64(), count)
 }
 
 fn random_u64() -> u64 {

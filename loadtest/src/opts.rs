@@ -282,6 +282,9 @@ pub struct TargetOpts {
     /// Server, as ws://HOST:PORT or wss://HOST:PORT.
     #[arg(long, default_value = "ws://127.0.0.1:9001")]
     pub url: String,
+    /// Another node of the same cluster for the subscribers, as ws://HOST:PORT: what is measured goes from node to node.
+    #[arg(long)]
+    pub subscribe_url: Option<String>,
     /// Protocol to speak.
     #[arg(long, value_enum, default_value_t = Protocol::Wsocket)]
     pub protocol: Protocol,
@@ -330,11 +333,20 @@ pub struct TargetOpts {
 impl TargetOpts {
     /// Resolves the URL; refuses hosts other than this one unless allowed.
     pub fn resolve(&self) -> anyhow::Result<(SocketAddr, String)> {
-        let (scheme, host) = self.url.split_once("://").unwrap_or_default();
+        self.resolve_url(&self.url)
+    }
+
+    /// Where subscribers connect: the same, unless there is another URL for them.
+    pub fn resolve_subscribe(&self) -> anyhow::Result<SocketAddr> {
+        let url = self.subscribe_url.as_ref().unwrap_or(&self.url);
+        Ok(self.resolve_url(url)?.0)
+    }
+
+    fn resolve_url(&self, url: &str) -> anyhow::Result<(SocketAddr, String)> {
+        let (scheme, host) = url.split_once("://").unwrap_or_default();
         ensure!(
             matches!(scheme, "ws" | "http" | "wss" | "https"),
-            "{}: expected ws://HOST:PORT or wss://HOST:PORT",
-            self.url
+            "{url}: expected ws://HOST:PORT or wss://HOST:PORT"
         );
         let host = host.split(['/', '?']).next().unwrap_or_default().to_owned();
         let addr = host

@@ -68,6 +68,7 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
     let common = scenario.common();
     common.load.validate()?;
     let (target, host) = common.target.resolve()?;
+    let subscribe_target = common.target.resolve_subscribe()?;
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -84,6 +85,7 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
     };
     let settings = Settings {
         target,
+        subscribe_target,
         host,
         tls,
         adapter,
@@ -102,7 +104,10 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
             .unwrap_or_else(|| scenario.name().to_owned()),
         scenario: scenario.name().to_owned(),
         protocol: common.target.protocol.name().to_owned(),
-        url: common.target.url.clone(),
+        url: match &common.target.subscribe_url {
+            Some(other) => format!("{} to {other}", common.target.url),
+            None => common.target.url.clone(),
+        },
         command: blank_secrets(command),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_unix_ms: started.as_millis() as u64,

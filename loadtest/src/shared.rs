@@ -54,6 +54,8 @@ const PHASES: [Phase; 8] = [
 pub struct Settings {
     /// Where to connect.
     pub target: SocketAddr,
+    /// The same for subscribers.
+    pub subscribe_target: SocketAddr,
     /// The `Host` header.
     pub host: String,
     /// What makes TLS sessions; none where connections are plain.

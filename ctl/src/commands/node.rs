@@ -13,31 +13,43 @@ use crate::output::{self, bytes, cell, time};
 /// Pause between two looks at a drain.
 const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
+/// A node that has said nothing for longer is shown as silent, ms; one that is well does so twice a second.
+const SILENT_MS: u64 = 2000;
+
 impl Session<'_> {
     pub(super) fn nodes(self) -> Result<(), Failure> {
         let mut answer = self.client.get("/admin/nodes")?;
         if self.json {
             return output::line(&answer.to_string());
         }
-        let Value::Array(nodes) = answer["nodes"].take() else {
+        let (this, others) = (answer["nodes"].take(), answer["others"].take());
+        let (Value::Array(mut nodes), others) = (this, others.as_array().cloned()) else {
             return Ok(());
         };
+        nodes.extend(others.into_iter().flatten());
         self.show_list(
             "nodes",
             (nodes, false),
             &[
+                ("NODE", |n| cell(&n["name"])),
+                ("HOST", |n| cell(&n["host"])),
                 ("PID", |n| cell(&n["pid"])),
                 ("VERSION", |n| cell(&n["version"])),
-                ("STAGE", |n| cell(&n["stage"])),
+                ("STAGE", stage),
                 ("LISTEN", |n| cell(&n["listen"])),
                 ("ADMIN", |n| cell(&n["adminListen"])),
                 ("SINCE", |n| time(&n["startedMs"])),
-                ("SHARDS", |n| {
-                    n["shards"].as_array().map_or(0, Vec::len).to_string()
+                ("SHARDS", |n| match n["shards"].as_array() {
+                    Some(shards) => shards.len().to_string(),
+                    None => cell(&n["shards"]),
                 }),
-                ("CONNECTIONS", |n| sum(n, "connections").to_string()),
-                ("MEMORY", |n| {
-                    bytes(n["residentBytes"].as_u64().unwrap_or(0))
+                ("CONNECTIONS", |n| match n["connections"].as_u64() {
+                    Some(told) => told.to_string(),
+                    None => sum(n, "connections").to_string(),
+                }),
+                ("MEMORY", |n| match n["residentBytes"].as_u64() {
+                    Some(resident) => bytes(resident),
+                    None => cell(&Value::Null),
                 }),
             ],
         )
@@ -84,6 +96,15 @@ impl Session<'_> {
                 Err(other) => return Err(other),
             }
         }
+    }
+}
+
+/// What a node says of itself; of another one, whether it says anything.
+fn stage(node: &Value) -> String {
+    match node["silentMs"].as_u64() {
+        None => cell(&node["stage"]),
+        Some(silent) if silent < SILENT_MS => "there".to_owned(),
+        Some(silent) => format!("silent for {silent} ms"),
     }
 }
 

@@ -9,9 +9,11 @@
 
 pub mod account;
 pub mod auth;
+pub mod broker;
 pub mod catchup;
 pub mod channel;
 pub mod channel_name;
+pub mod cluster;
 pub mod dedup;
 pub mod error;
 pub mod guard;

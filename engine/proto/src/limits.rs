@@ -118,6 +118,8 @@ pub const PRESENCE_GETS_PER_CONN_MAX: usize = 16;
 pub const PRESENCE_OPENED_MAX: usize = 65_536;
 /// Milliseconds by which news of a connection's end may be later than its client's next connection.
 pub const PRESENCE_LATE_END_MS: u64 = 2000;
+/// Operations for Redis that a shard keeps for want of room in their queue; beyond it entering is refused (50300).
+pub const SHARED_OPS_WAITING_MAX: usize = 16_384;
 /// Members in a page over HTTP when the request gives no `limit`.
 pub const PRESENCE_PAGE_DEFAULT: usize = 100;
 /// Members in a page at most; a higher `limit` is clamped.
@@ -149,6 +151,11 @@ pub const LATE_COMMIT_MS: u64 = 1000;
 pub const DEFERRED_PER_CHANNEL_MAX: usize = 4096;
 /// Replays and other questions that may wait, likewise: one of each connection of a shard.
 pub const DEFERRED_QUESTIONS_PER_CHANNEL_MAX: usize = 1 << 20;
+/// Publishes of one shard on their way to the broker before others are refused (50300).
+pub const BROKER_PUBLISHES_PENDING_MAX: usize = 65_536;
+/// How long a channel is followed that nobody on the node is interested in any more, ms: who comes back meanwhile costs
+/// the broker nothing.
+pub const FOLLOW_LINGER_MS: u64 = 5000;
 /// Messages of one shard on their way to the store before publishes are refused (50300).
 pub const STORE_OPS_PENDING_MAX: usize = 65_536;
 /// Questions of one shard that wait for room in the store's queue; beyond it they fail. When all clients come back at

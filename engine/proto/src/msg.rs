@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::channel::log::ReplayFrom;
 use crate::channel::presence::{Notice, weight as notice_weight};
@@ -74,6 +74,8 @@ pub struct Publish<'a> {
     /// Client id of the publisher.
     pub publisher: &'a str,
     pub persist: bool,
+    /// The id was made here: nobody has used it before.
+    pub is_made: bool,
     pub origin: Origin,
 }
 
@@ -88,6 +90,7 @@ pub struct OwnedPublish {
     id_len: u32,
     publisher_len: u32,
     persist: bool,
+    is_made: bool,
     origin: Origin,
 }
 
@@ -108,8 +111,14 @@ impl OwnedPublish {
             id_len: u32::try_from(publish.id.len()).unwrap_or(0),
             publisher_len: u32::try_from(publish.publisher.len()).unwrap_or(0),
             persist: publish.persist,
+            is_made: publish.is_made,
             origin: publish.origin,
         }
+    }
+
+    /// Bytes of all that is text.
+    pub fn text_len(&self) -> usize {
+        self.text.len()
     }
 
     pub fn borrow(&self) -> Publish<'_> {
@@ -124,6 +133,7 @@ impl OwnedPublish {
             id,
             publisher,
             persist: self.persist,
+            is_made: self.is_made,
             origin: self.origin,
         }
     }
@@ -139,7 +149,8 @@ pub struct Published {
 }
 
 /// A question to every shard about its part of an app's channels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Query {
     /// Occupied channels with this prefix, after this name, at most so many, by name.
     Channels {
@@ -179,38 +190,37 @@ pub enum Query {
 }
 
 /// What an operator is told of a connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConnInfo {
-    #[serde(serialize_with = "as_text")]
     pub id: ConnName,
+    /// The node that has it, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Box<str>>,
     pub app: Box<str>,
     pub client_id: Box<str>,
     /// The API key it came with.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_id: Option<Box<str>>,
     /// The signing key of its token.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kid: Option<Box<str>>,
     /// When it opened, Unix ms.
     pub connected_ms: u64,
     /// Where it comes from: of a proxy in between, the proxy.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<IpAddr>,
     pub subscriptions: usize,
     /// Bytes waiting to be sent to it.
     pub outbox_bytes: usize,
     /// Its channels; where one connection is asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channels: Option<Vec<Box<str>>>,
 }
 
-fn as_text<S: serde::Serializer>(name: &ConnName, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(name)
-}
-
 /// One shard's answer to a [`Query`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Answer {
     /// Occupied channels with their occupants as far as this shard knows them, by name.
     Channels(Vec<(Arc<str>, Occupants)>),
@@ -227,11 +237,13 @@ pub enum Answer {
     Connection(Option<Box<ConnInfo>>),
     /// Some of those that were asked for.
     Connected(Vec<Box<str>>),
+    /// For the process's own use.
+    #[serde(skip)]
     Stats(Box<Stats>),
 }
 
 /// Who is in a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Occupants {
     /// On the answering shard.
     pub subscribers: usize,
@@ -511,6 +523,7 @@ mod tests {
             id: "",
             publisher: "me",
             persist: false,
+            is_made: false,
             origin,
         };
         let owned = OwnedPublish::new(&publish);

@@ -44,6 +44,10 @@ pub struct Namespace {
     /// How long further messages are held back after such a notification, to be one, s.
     #[serde(default = "default_push_debounce_s")]
     pub push_debounce_s: u64,
+    /// Whether ephemeral messages are delivered on their node alone while the broker between nodes is away, instead of
+    /// being refused.
+    #[serde(default)]
+    pub ephemeral_when_degraded: bool,
     /// Rates of what concerns these channels.
     #[serde(default, skip_serializing_if = "Rates::is_empty")]
     pub rates: Rates,
@@ -82,6 +86,7 @@ impl Default for Namespace {
             presence_events_max: PRESENCE_EVENTS_MAX,
             push_offline: false,
             push_debounce_s: default_push_debounce_s(),
+            ephemeral_when_degraded: false,
             rates: Rates::default(),
         }
     }
@@ -159,6 +164,8 @@ pub struct Settings {
     pub presence_events_max: usize,
     /// Whether absent members are notified, and how long others are held back after that, ms.
     pub push_offline: Option<u64>,
+    /// See [`Namespace::ephemeral_when_degraded`].
+    pub ephemeral_when_degraded: bool,
 }
 
 impl Default for Settings {
@@ -182,6 +189,7 @@ impl From<&Namespace> for Settings {
             push_offline: n
                 .push_offline
                 .then(|| n.push_debounce_s.saturating_mul(1000)),
+            ephemeral_when_degraded: n.ephemeral_when_degraded,
         }
     }
 }

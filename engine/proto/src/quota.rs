@@ -127,6 +127,29 @@ impl Totals {
     }
 }
 
+/// What an app's clients use on the other nodes of a cluster, as of about a second ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Messages of the day that they are about, and of its month.
+    pub totals: Totals,
+    pub connections: u64,
+    /// Channels with subscribers; one that has some on several nodes counts on each.
+    pub channels: u64,
+    /// This node's part of the app's rates, of 1000.
+    pub share: u32,
+}
+
+impl Default for Elsewhere {
+    fn default() -> Self {
+        Self {
+            totals: Totals::default(),
+            connections: 0,
+            channels: 0,
+            share: 1000,
+        }
+    }
+}
+
 /// The day of a Unix time in ms, counted from 1970-01-01.
 #[must_use]
 pub fn day_of(unix_ms: u64) -> u32 {

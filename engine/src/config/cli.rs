@@ -74,6 +74,10 @@ pub struct Flags {
     /// Cores to pin shards to, such as 0-3,6 [env: SHARDWIRE_CORES] [default: the process's affinity mask]
     #[arg(long, global = true, value_name = "LIST")]
     pub cores: Option<String>,
+    /// A Redis that makes several processes one cluster; repeat it for the nodes of a Redis Cluster
+    /// [env: SHARDWIRE_REDIS_URL, separated by commas] [default: none]
+    #[arg(long, global = true, value_name = "URL")]
+    pub redis_url: Vec<String>,
     /// Database for everything that is kept, instead of the data folder: mongodb://host:27017 [env: SHARDWIRE_MONGO_URL]
     /// [default: none]
     #[arg(long, global = true, value_name = "URL")]

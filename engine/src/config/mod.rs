@@ -20,6 +20,7 @@ use shardwire_proto::limits::{Limits, RING_BYTES_MAX, TOKEN_LEEWAY_S, TOKEN_LIFE
 use shardwire_proto::namespace::{Namespace, Namespaces};
 use shardwire_proto::rate::table::Place;
 
+use crate::broker::{RedisConfig, RedisUrl};
 use crate::mongo::{MongoConfig, MongoUrl};
 use crate::side::push::PushConfig;
 use crate::side::webhooks::WebhooksConfig;
@@ -29,7 +30,7 @@ pub use self::accounts::{Accounts, Dashboard, Mail, SmtpTls};
 use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
 pub use self::source::Env;
-use self::source::{Name, Reader, core_list, integer, string};
+use self::source::{Name, Reader, core_list, integer, string, string_list};
 pub use self::tls::{AdminTls, CertificateFiles, Tls};
 
 /// File descriptors kept for what is not a client connection: rings, listeners, files, the HTTP API.
@@ -104,6 +105,9 @@ pub struct Config {
     pub mongo: MongoConfig,
     /// How messages are written and read.
     pub store: StoreConfig,
+    /// The Redis that makes several processes one.
+    #[serde(rename = "broker.redis")]
+    pub redis: RedisConfig,
     /// What is kept in memory, and how resume looks for it.
     pub history: History,
     /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
@@ -326,6 +330,7 @@ impl Config {
             runtime: reader.take_section("runtime", Runtime::default()),
             mongo: read_mongo(&mut reader, flags),
             store: reader.take_section("store", StoreConfig::default()),
+            redis: read_redis(&mut reader, flags),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
             accounts: reader.take_section("accounts", Accounts::default()),
@@ -372,6 +377,10 @@ impl Config {
             ));
         }
         self::accounts::check(&self, &mut reader);
+        for (key, text) in self.redis.problems() {
+            let place = reader.place(&format!("broker.redis.{key}"));
+            reader.problem(format!("{place}: {text}"));
+        }
         let bounds = [
             (
                 "runtime.spin_before_park_us",
@@ -537,6 +546,12 @@ impl Config {
         Ok(self)
     }
 
+    /// Whether several nodes write one store.
+    #[must_use]
+    pub fn has_shared_store(&self) -> bool {
+        self.redis.is_on() && self.mongo.url.is_some()
+    }
+
     /// The settings that differ, as dotted paths of the file: for telling which of them a reload cannot apply.
     #[must_use]
     pub fn changed(&self, other: &Self) -> Vec<String> {
@@ -589,6 +604,11 @@ const CORES: Name = Name {
     env: "SHARDWIRE_CORES",
     key: "cores",
 };
+const REDIS_URL: Name = Name {
+    flag: "--redis-url",
+    env: "SHARDWIRE_REDIS_URL",
+    key: "broker.redis.urls",
+};
 const LOG_LEVEL: Name = Name {
     flag: "--log-level",
     env: "SHARDWIRE_LOG_LEVEL",
@@ -615,6 +635,20 @@ fn read_cores(reader: &mut Reader<'_>, flags: &Flags, host: &Host) -> (Vec<usize
         cores::parse_list(text, host)
     });
     cores::assign(shards, list, host)
+}
+
+/// The section, with its URLs from wherever they are given.
+fn read_redis(reader: &mut Reader<'_>, flags: &Flags) -> RedisConfig {
+    let flag = (!flags.redis_url.is_empty()).then(|| flags.redis_url.join(" "));
+    let urls = reader.setting(&REDIS_URL, flag.as_deref(), string_list, |text| {
+        let urls = text.split([' ', ',']).filter(|url| !url.is_empty());
+        Ok(urls.map(|url| RedisUrl(url.to_owned())).collect())
+    });
+    let section = reader.take_section("broker.redis", RedisConfig::default());
+    RedisConfig {
+        urls: urls.unwrap_or_default(),
+        ..section
+    }
 }
 
 /// An address or a name with a port. Of a name's addresses the first is taken.

@@ -20,8 +20,6 @@ const ENV_ELSEWHERE: [&str; 6] = [
     "SHARDWIRE_ADMIN_URL",
     "SHARDWIRE_ADMIN_TOKEN",
 ];
-/// Variables of features that are not built in: ignoring them would look like a cluster in use.
-const ENV_REFUSED: [&str; 1] = ["SHARDWIRE_REDIS_URL"];
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "./shardwire.toml";
 
@@ -191,10 +189,7 @@ impl<'e> Reader<'e> {
         }
         let mut warnings = Vec::new();
         for name in self.env.0.keys().map(String::as_str) {
-            if ENV_REFUSED.contains(&name) {
-                self.problems
-                    .push(format!("{name}: not available in this build"));
-            } else if !self.known_env.contains(&name) {
+            if !self.known_env.contains(&name) {
                 warnings.push(format!(
                     "environment variable {name} is not a setting and is ignored"
                 ));
@@ -253,6 +248,17 @@ pub(super) fn integer(value: Value) -> Result<String, &'static str> {
     match value {
         Value::Integer(number) => Ok(number.to_string()),
         _ => Err("must be an integer"),
+    }
+}
+
+/// The text form of an array of strings: they are separated by spaces.
+pub(super) fn string_list(value: Value) -> Result<String, &'static str> {
+    match value {
+        Value::Array(entries) => {
+            let entries: Result<Vec<_>, _> = entries.into_iter().map(string).collect();
+            Ok(entries.map_err(|_| "must hold strings")?.join(" "))
+        }
+        other => string(other).map_err(|_| "must be a string or an array of strings"),
     }
 }
 

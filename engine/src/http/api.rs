@@ -19,7 +19,6 @@ use shardwire_proto::auth::registry::Presented;
 use shardwire_proto::auth::{self, Credential, is_valid_client_id};
 use shardwire_proto::channel_name;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
-use shardwire_proto::ids::ShardId;
 use shardwire_proto::limits::HISTORY_PAGE_BYTES_MAX;
 use shardwire_proto::msg::{Answer, Occupants, Query};
 use shardwire_proto::shard::page;
@@ -34,7 +33,7 @@ use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 use super::cors::Cors;
 use super::pace::Pace;
 use super::push::{self, PushCall};
-use super::{Refusal, effective_method, json, read_body, tell_rate};
+use super::{Refusal, effective_method, everywhere, json, read_body, tell_rate};
 use crate::conn::head::bearer;
 use crate::shard::Server;
 
@@ -535,11 +534,17 @@ impl Caller<'_> {
             limit: limit + 1,
         };
         let mut channels = BTreeMap::<Arc<str>, Occupants>::new();
-        for (_, answer) in self.ask(query).await? {
-            if let Answer::Channels(part) = answer {
-                for (name, occupants) in part {
-                    *channels.entry(name).or_default() += occupants;
+        for node in self.ask(query).await? {
+            let mut of_node = BTreeMap::<Arc<str>, Occupants>::new();
+            for answer in node {
+                if let Answer::Channels(part) = answer {
+                    for (name, occupants) in part {
+                        *of_node.entry(name).or_default() += occupants;
+                    }
                 }
+            }
+            for (name, occupants) in of_node {
+                add_node(channels.entry(name).or_default(), occupants);
             }
         }
         // Each shard gave its first names; the first of all are among them, and these are whole.
@@ -555,20 +560,20 @@ impl Caller<'_> {
     async fn describe_channel(&self, channel: &str) -> Reply {
         channel_name::validate(channel, true)?;
         let (mut total, mut sequence) = (Occupants::default(), None);
-        for (_, answer) in self
-            .ask(Query::Channel {
-                name: channel.to_owned(),
-            })
-            .await?
-        {
-            if let Answer::Channel {
-                occupants,
-                last_sequence,
-            } = answer
-            {
-                total += occupants;
-                sequence = sequence.or(last_sequence);
+        let name = channel.to_owned();
+        for node in self.ask(Query::Channel { name }).await? {
+            let mut of_node = Occupants::default();
+            for answer in node {
+                if let Answer::Channel {
+                    occupants,
+                    last_sequence,
+                } = answer
+                {
+                    of_node += occupants;
+                    sequence = sequence.max(last_sequence);
+                }
             }
+            add_node(&mut total, of_node);
         }
         let text = "the store cannot be read";
         let sequence =
@@ -605,7 +610,7 @@ impl Caller<'_> {
 
     async fn count(&self, name: &str, query: Query) -> Reply {
         let mut total = 0;
-        for (_, answer) in self.ask(query).await? {
+        for answer in self.ask(query).await?.into_iter().flatten() {
             if let Answer::Count(count) = answer {
                 total += count;
             }
@@ -615,15 +620,16 @@ impl Caller<'_> {
         Ok(reply)
     }
 
-    /// The answers of all shards: a part of the truth would look like the whole.
-    async fn ask(&self, query: Query) -> Result<Vec<(ShardId, Answer)>, ProtocolError> {
-        let answers = self.server.ask(&self.who.app.id, query).await;
-        if answers.len() < self.server.http.shards {
-            let text = "not every shard has answered";
-            return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));
-        }
-        Ok(answers)
+    /// The answers of all shards of each node.
+    async fn ask(&self, query: Query) -> Result<Vec<Vec<Answer>>, ProtocolError> {
+        everywhere::ask(self.server, &self.who.app.id, query, None).await
     }
+}
+
+/// Adds what one node has: its subscribers, and the members, which it knows of all nodes if it knows any.
+fn add_node(total: &mut Occupants, node: Occupants) {
+    total.subscribers += node.subscribers;
+    total.members = total.members.max(node.members);
 }
 
 fn check_client(client_id: &str) -> Result<(), ProtocolError> {

@@ -9,6 +9,7 @@
 mod admin;
 mod api;
 mod cors;
+pub mod everywhere;
 mod io;
 mod pace;
 mod push;

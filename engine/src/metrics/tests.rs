@@ -88,6 +88,7 @@ fn page() -> String {
         &[(ShardId(1), Box::new(stats()))],
         Some(&store()),
         Some(&usage()),
+        None,
         &process,
     )
 }

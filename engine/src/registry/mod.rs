@@ -14,9 +14,11 @@
 
 pub mod documents;
 mod jwks;
+mod mirrored;
 mod owner;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,6 +32,7 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::shard::KeyUse;
 
 use self::documents::Documents;
+use crate::cluster::{ClusterHandle, Mirrored};
 use crate::shard::inbox::{self, InboxSender};
 
 /// A change that has not been stored by then is reported as not done; it may yet be.
@@ -68,6 +71,13 @@ enum Job {
     Used(Vec<KeyUse>),
     /// What is stored, and key sets in files, may have been changed by somebody else.
     Reload,
+    /// This is one of several nodes from here on.
+    Join {
+        cluster: ClusterHandle,
+        marker: PathBuf,
+    },
+    /// What all nodes have.
+    Mirrored(Mirrored),
     /// A key set has been fetched.
     Fetched {
         app: String,
@@ -130,6 +140,19 @@ impl RegistryHandle {
         if self.jobs.try_send(Job::Reload).is_err() {
             log::error!("the registry is busy: apps and keys are not read again");
         }
+    }
+
+    /// Makes this one of several nodes: changes are for all of them. `marker` is a file that says which ones.
+    pub fn join(&self, cluster: ClusterHandle, marker: PathBuf) {
+        if self.jobs.send(Job::Join { cluster, marker }).is_err() {
+            log::error!("the registry is gone");
+        }
+    }
+
+    /// Takes over what all nodes have. False when there is no room: to be tried again.
+    #[must_use]
+    pub fn mirror(&self, all: Mirrored) -> bool {
+        self.jobs.try_send(Job::Mirrored(all)).is_ok()
     }
 
     /// All apps and credentials as of the last change.

@@ -13,7 +13,9 @@ use shardwire_proto::shard::KeyUse;
 
 use super::documents::{Document, Documents};
 use super::jwks::{self, Fetcher};
+use super::mirrored::{Committed, Mirror};
 use super::{Job, LastUsed, Shared, lock, now_ms};
+use crate::cluster::Mirrored;
 use crate::shard::inbox::InboxSender;
 
 /// How often what is over is removed, and key uses are written.
@@ -32,6 +34,10 @@ pub(super) struct Owner<D> {
     /// Uses that are not written yet.
     unwritten: LastUsed,
     upkeep_due: Instant,
+    /// Where this is one of several nodes.
+    mirror: Option<Mirror>,
+    /// What came before that was known.
+    early: Option<Mirrored>,
     look_due: Instant,
 }
 
@@ -63,6 +69,8 @@ impl<D: Documents> Owner<D> {
             shared,
             unwritten: LastUsed::default(),
             upkeep_due: Instant::now() + UPKEEP,
+            mirror: None,
+            early: None,
             look_due: Instant::now() + LOOK,
         }
     }
@@ -84,6 +92,14 @@ impl<D: Documents> Owner<D> {
                 }
                 Ok(Job::Used(uses)) => self.note_uses(uses),
                 Ok(Job::Reload) => self.reload(),
+                Ok(Job::Join { cluster, marker }) => {
+                    self.mirror = Some(Mirror::new(cluster, marker));
+                    if let Some(early) = self.early.take() {
+                        self.take_over(early);
+                    }
+                }
+                Ok(Job::Mirrored(all)) if self.mirror.is_none() => self.early = Some(all),
+                Ok(Job::Mirrored(all)) => self.take_over(all),
                 Ok(Job::Fetched { app, url, keys }) => {
                     let current = self.registry.app(&app);
                     if current.is_some_and(|app| app.settings.jwks_url.as_ref() == Some(&url)) {
@@ -116,9 +132,23 @@ impl<D: Documents> Owner<D> {
     }
 
     fn change(&mut self, change: Change) -> Result<Changed, ProtocolError> {
-        let mut edited =
-            self.registry
-                .changed(change.clone(), &mut crate::keys::random, now_ms())?;
+        let mut tries = Mirror::TRIES;
+        let mut edited = loop {
+            let edited =
+                self.registry
+                    .changed(change.clone(), &mut crate::keys::random, now_ms())?;
+            match self.mirror.as_mut().map(|m| m.commit(&edited.documents)) {
+                None | Some(Committed::Done) => break edited,
+                Some(Committed::Stale(latest)) if tries > 0 => {
+                    tries -= 1;
+                    self.take_over(latest);
+                }
+                Some(Committed::Stale(_) | Committed::Away) => {
+                    let text = "the other nodes cannot be told: Redis does not answer";
+                    return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));
+                }
+            }
+        };
         if !edited.documents.is_empty() {
             let mut stored = self.documents.apply(&edited.documents);
             if stored.is_err() && self.look() {
@@ -166,6 +196,37 @@ impl<D: Documents> Owner<D> {
             Err(error) => {
                 log::error!(error; "apps and credentials cannot be read again; they stay as they were");
             }
+        }
+    }
+
+    /// Makes what all nodes have this node's own, and what only this one has everybody's if it has not been one of them.
+    fn take_over(&mut self, all: Mirrored) {
+        let Some(mirror) = self.mirror.as_mut().filter(|m| !m.is_older(&all)) else {
+            return;
+        };
+        let epoch = all.epoch.clone();
+        let taken = self.documents.load().and_then(|mine| {
+            let (here, for_all) = mirror.compare(&mine, all);
+            if !here.is_empty() {
+                self.documents.apply(&here)?;
+            }
+            Ok((here, for_all))
+        });
+        let (here, for_all) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                log::error!(error; "what other nodes have changed of apps and credentials cannot be stored");
+                return;
+            }
+        };
+        // Failing that it is tried again with the next version, which others' changes or this node's make.
+        if matches!(mirror.commit(&for_all), Committed::Done) {
+            mirror.follow(&epoch);
+        }
+        if !here.is_empty() {
+            log::info!(documents = here.len(); "apps and credentials: taken over from other nodes");
+            self.forget_uses(&here);
+            self.reload();
         }
     }
 
@@ -246,6 +307,11 @@ impl<D: Documents> Owner<D> {
     fn upkeep(&mut self) {
         self.write_uses();
         if let Some((registry, documents)) = self.registry.pruned(now_ms()) {
+            let told = self.mirror.as_mut().map(|m| m.commit(&documents));
+            if !matches!(told, None | Some(Committed::Done)) {
+                // Another time, or by another node.
+                return;
+            }
             match self.documents.apply(&documents) {
                 Ok(()) => {
                     self.forget_uses(&documents);

@@ -55,6 +55,8 @@ pub(super) fn options(config: &Config) -> Options {
         namespaces: Namespaces::new(config.namespace.clone()).unwrap_or_default(),
         recovery_overlap_ms: config.history.recovery_overlap_ms,
         ring_bytes_max: config.history.ring_bytes_max,
+        clustered: config.redis.is_on(),
+        shared_store: config.has_shared_store(),
     }
 }
 

@@ -8,6 +8,8 @@ use futures_lite::future;
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
+use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement, ShardId};
 use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::record::StoreReply;
@@ -16,6 +18,8 @@ use shardwire_proto::webhook::Wanted;
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
+use crate::broker::BrokerHandle;
+use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
 use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
@@ -62,7 +66,15 @@ pub(super) struct Plan {
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
     pub(super) beats: Option<(Beats, Duration)>,
+    /// The other nodes, what they tell this shard and, on the first, what they ask.
+    pub(super) cluster: Option<ClusterHandle>,
+    pub(super) shared: Inbox<SharedReply>,
+    pub(super) calls: Option<Inbox<Incoming>>,
     pub(super) store: StoreHandle,
+    /// None where this is the only node.
+    pub(super) broker: Option<BrokerHandle>,
+    /// What the broker has done or heard.
+    pub(super) heard: Inbox<Vec<BrokerReply>>,
     /// What the store answers.
     pub(super) replies: Inbox<StoreReply>,
     /// None where this is the only shard.
@@ -135,11 +147,14 @@ pub(super) async fn run(plan: Plan) {
         connections_max: plan.connections_max,
         refusals_max: (REFUSALS_MAX / usize::from(plan.placement.shards())).max(1),
         store: Some(plan.store),
+        is_shared_store: plan.options.shared_store,
+        broker: plan.broker,
         tls: plan.tls.public.clone(),
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
         webhooks: Some(plan.webhooks.clone()),
         push: Some(plan.push),
+        cluster: plan.cluster.clone(),
     };
     let shards = usize::from(plan.placement.shards());
     let http = HttpSettings::new(shards, &plan.cors_origins);
@@ -168,6 +183,11 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(server.clone().run_turns()).detach();
     glommio::spawn_local(server.clone().hear_store(plan.replies)).detach();
+    glommio::spawn_local(server.clone().hear_broker(plan.heard)).detach();
+    glommio::spawn_local(server.clone().hear_cluster(plan.shared)).detach();
+    if let Some(calls) = plan.calls {
+        glommio::spawn_local(crate::http::everywhere::answer_calls(server.clone(), calls)).detach();
+    }
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
     glommio::spawn_local(hear_wanted(server.clone(), plan.wanted.later)).detach();
@@ -283,6 +303,11 @@ async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
         registry.note_uses(uses);
         report_usage(&server, &usage);
         raise(&server);
+        if let Some(cluster) = &server.settings.cluster {
+            let (connections, channels) =
+                server.with(|shard, _| (shard.connections(), shard.channels()));
+            cluster.gauge(server.id, connections, channels);
+        }
         sweep(&server).await;
     }
 }

@@ -4,16 +4,20 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
+use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::error::{CloseCause, ProtocolError};
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::msg::ShardMsg;
 use shardwire_proto::outbox::Outbox;
-use shardwire_proto::record::{StoreError, StoreReply};
+use shardwire_proto::record::{Question, StoreError, StoreReply};
 pub use shardwire_proto::shard::Handshake;
 use shardwire_proto::shard::{Flush, Output, Shard};
 use shardwire_proto::ws::Event;
 
 use super::ShardRuntime;
+use crate::broker::BrokerHandle;
+use crate::cluster::ClusterHandle;
 use crate::conn::Transport;
 use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
@@ -67,6 +71,19 @@ pub trait Core: Sized + 'static {
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
     /// Hands over what back ends are to be told; `always`: also that it is nothing.
     fn raise(&mut self, _webhooks: &WebhookHandle, _always: bool, _now: Now) {}
+    /// Hands the broker what has gathered for it, and the store that all nodes write, if there is one; otherwise the broker
+    /// is asked what the store is.
+    fn submit_to_broker(
+        &mut self,
+        _broker: &BrokerHandle,
+        _shared: Option<&StoreHandle>,
+        _now: Now,
+    ) {
+    }
+    fn handle_broker(&mut self, _reply: BrokerReply, _now: Now) {}
+    /// Hands over what has gathered for the other nodes.
+    fn submit_shared(&mut self, _cluster: &ClusterHandle, _now: Now) {}
+    fn handle_shared(&mut self, _reply: SharedReply, _now: Now) {}
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox>;
     fn note_flushed(&mut self, started: Now, now: Now);
     /// Takes note of what only the driver sees.
@@ -203,6 +220,19 @@ impl Core for Shard {
         Shard::pump(self, conn, now);
     }
 
+    fn submit_shared(&mut self, cluster: &ClusterHandle, now: Now) {
+        let ops = self.take_shared();
+        if !ops.is_empty()
+            && let Err(refused) = cluster.submit(self.id(), ops)
+        {
+            self.refuse_shared(refused, now);
+        }
+    }
+
+    fn handle_shared(&mut self, reply: SharedReply, now: Now) {
+        Shard::handle_shared(self, reply, now);
+    }
+
     fn submit(&mut self, store: &StoreHandle, now: Now) {
         let shard = self.id();
         let ops = self.take_ops();
@@ -242,6 +272,39 @@ impl Core for Shard {
         Shard::handle_store(self, reply, now);
     }
 
+    fn submit_to_broker(&mut self, broker: &BrokerHandle, shared: Option<&StoreHandle>, now: Now) {
+        let shard = self.id();
+        let stores = self.take_ops();
+        if !stores.is_empty()
+            && let Some(store) = shared
+            && let Err(refused) = store.submit(shard, stores)
+        {
+            self.refuse_ops(refused, now);
+        }
+        let ops = self.take_broker_ops();
+        if !ops.is_empty()
+            && let Err(refused) = broker.submit(shard, ops)
+        {
+            self.refuse_broker_ops(refused, now);
+        }
+        for question in self.take_questions() {
+            let ticket = question.ticket;
+            // What resume needs is what nodes have heard of, which the store may not have yet.
+            let asked = match shared {
+                Some(store) if !is_of_broker(&question.question) => store.read(shard, question),
+                _ => broker.read(shard, question),
+            };
+            if let Err(error) = asked {
+                let answer = Err(error);
+                Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
+            }
+        }
+    }
+
+    fn handle_broker(&mut self, reply: BrokerReply, now: Now) {
+        Shard::handle_broker(self, reply, now);
+    }
+
     fn outbox(&mut self, conn: ConnId) -> Option<&mut Outbox> {
         Shard::outbox(self, conn)
     }
@@ -272,4 +335,9 @@ impl Core for Shard {
     ) -> Pin<Box<dyn Future<Output = ()>>> {
         Box::pin(crate::http::serve(transport, head, runtime))
     }
+}
+
+/// Whether a question to the store is about what nodes have heard of, not about where the store itself stands.
+fn is_of_broker(question: &Question) -> bool {
+    matches!(question, Question::Load { messages_max, .. } if *messages_max > 0)
 }

@@ -27,6 +27,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use glommio::net::TcpStream;
+use shardwire_proto::broker::BrokerReply;
+use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{ConnId, Now, ShardId};
 use shardwire_proto::outbox::Frame;
 use shardwire_proto::record::StoreReply;
@@ -34,6 +36,8 @@ use shardwire_proto::shard::Shard;
 use shardwire_proto::ws::DecoderConfig;
 
 pub use self::core::{Core, Handshake, IoCounts};
+use crate::broker::BrokerHandle;
+use crate::cluster::ClusterHandle;
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
@@ -64,6 +68,10 @@ pub struct Settings {
     pub refusals_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
+    /// Who orders and keeps messages among several nodes; none where this is the only one.
+    pub broker: Option<BrokerHandle>,
+    /// All nodes write the store, which then has everything; otherwise the broker has.
+    pub is_shared_store: bool,
     /// The certificates that are shown; none where connections are plain.
     pub tls: Option<Acceptor>,
     /// Who changes apps and credentials; none where nobody does.
@@ -74,6 +82,8 @@ pub struct Settings {
     pub webhooks: Option<WebhookHandle>,
     /// Who sends push notifications; none where nobody does.
     pub push: Option<PushHandle>,
+    /// The other nodes; none where there cannot be any.
+    pub cluster: Option<ClusterHandle>,
 }
 
 pub struct ShardRuntime<C> {
@@ -309,6 +319,41 @@ impl<C: Core> ShardRuntime<C> {
             let due = {
                 let mut core = self.core.borrow_mut();
                 core.handle_store(reply, self.now());
+                core.flush_due()
+            };
+            if due {
+                self.end_turn();
+            }
+            self.schedule_turn();
+        }
+    }
+
+    /// Takes what the broker has done or heard, until the task is dropped. Where a batch fills outboxes its rest waits
+    /// until connections have had a turn to send, so that a busy broker does not make slow consumers of fast ones.
+    pub async fn hear_broker(self: Rc<Self>, inbox: inbox::Inbox<Vec<BrokerReply>>) {
+        loop {
+            for reply in inbox.recv().await {
+                let due = {
+                    let mut core = self.core.borrow_mut();
+                    core.handle_broker(reply, self.now());
+                    core.flush_due()
+                };
+                if due {
+                    self.end_turn();
+                    glommio::executor().yield_now().await;
+                }
+            }
+            self.schedule_turn();
+        }
+    }
+
+    /// Takes what other nodes and their members have done, until the task is dropped.
+    pub async fn hear_cluster(self: Rc<Self>, inbox: inbox::Inbox<SharedReply>) {
+        loop {
+            let reply = inbox.recv().await;
+            let due = {
+                let mut core = self.core.borrow_mut();
+                core.handle_shared(reply, self.now());
                 core.flush_due()
             };
             if due {

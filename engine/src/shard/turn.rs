@@ -99,6 +99,16 @@ impl<C: Core> ShardRuntime<C> {
 
     /// Store first: the sooner it has the messages, the sooner they are delivered.
     fn submit(&self) {
+        if let Some(cluster) = &self.settings.cluster {
+            self.core.borrow_mut().submit_shared(cluster, self.now());
+        }
+        if let Some(broker) = &self.settings.broker {
+            let store = self.settings.store.as_ref();
+            let shared = store.filter(|_| self.settings.is_shared_store);
+            let mut core = self.core.borrow_mut();
+            core.submit_to_broker(broker, shared, self.now());
+            return;
+        }
         if let Some(store) = &self.settings.store {
             self.core.borrow_mut().submit(store, self.now());
         }

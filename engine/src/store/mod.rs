@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 use shardwire_proto::record::{StoreAnswer, StoreOp, StoreRead};
 
 pub use self::handle::{StoreHandle, start};
+pub(crate) use self::stats::SharedHistogram;
 pub use self::stats::StoreStats;
 
 /// Entries that a shard's inbox of [`StoreReply`](shardwire_proto::record::StoreReply) should hold: all questions that
@@ -175,7 +176,7 @@ impl fmt::Display for BackendError {
 impl std::error::Error for BackendError {}
 
 /// Wall clock, ms since the Unix epoch.
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

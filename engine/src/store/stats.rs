@@ -112,20 +112,20 @@ impl Shared {
 
 /// A [`Histogram`] with several writers.
 #[derive(Debug, Default)]
-pub(super) struct SharedHistogram {
+pub(crate) struct SharedHistogram {
     buckets: [AtomicU64; Histogram::BUCKETS],
     sum_us: AtomicU64,
 }
 
 impl SharedHistogram {
-    pub(super) fn record(&self, us: u64) {
+    pub(crate) fn record(&self, us: u64) {
         let last = Histogram::BUCKETS - 1;
         let index = (0..last).find(|n| us <= Histogram::bound_us(*n));
         self.buckets[index.unwrap_or(last)].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    fn load(&self) -> Histogram {
+    pub(crate) fn load(&self) -> Histogram {
         Histogram {
             buckets: std::array::from_fn(|n| self.buckets[n].load(Relaxed)),
             sum_us: self.sum_us.load(Relaxed),

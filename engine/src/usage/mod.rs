@@ -24,6 +24,7 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::meter::AppUsage;
 use shardwire_proto::quota::{Totals, day_of};
 
+use crate::cluster::ClusterHandle;
 use crate::mongo::Mongo;
 use crate::mongo::usage::MongoSeries;
 use crate::registry::RegistryHandle;
@@ -120,6 +121,8 @@ pub struct Mark {
 enum Job {
     Used(ShardId, Vec<AppUsage>),
     Ask(Question, InboxSender<Result<Report, String>>),
+    /// There are other nodes, which are told what apps use here.
+    Join(ClusterHandle),
     Stop,
 }
 
@@ -164,6 +167,7 @@ pub fn start(
         tell: Box::new(tell),
         shared: shared.clone(),
         is_failing: false,
+        cluster: None,
     };
     // What was passed before this start has been told of.
     keeper.check_quotas(true);
@@ -185,7 +189,7 @@ impl UsageHandle {
         let sent = self.jobs.try_send(Job::Used(shard, usage));
         sent.map_err(|refused| match refused.into_inner() {
             Job::Used(_, usage) => usage,
-            Job::Ask(..) | Job::Stop => Vec::new(),
+            Job::Ask(..) | Job::Join(_) | Job::Stop => Vec::new(),
         })
     }
 
@@ -204,6 +208,13 @@ impl UsageHandle {
         };
         let report = future::or(answer.recv(), late).await;
         report.map_err(|error| ProtocolError::with_text(ErrorCode::Unavailable, error))
+    }
+
+    /// Tells the other nodes what apps use here, from here on.
+    pub fn join(&self, cluster: ClusterHandle) {
+        if self.jobs.send(Job::Join(cluster)).is_err() {
+            log::error!("the usage thread is gone");
+        }
     }
 
     /// For metrics.
@@ -242,6 +253,7 @@ struct Keeper {
     tell: Box<dyn Fn(&Mark) -> bool + Send>,
     shared: Arc<Shared>,
     is_failing: bool,
+    cluster: Option<ClusterHandle>,
 }
 
 impl Keeper {
@@ -264,6 +276,7 @@ impl Keeper {
                 match job {
                     Job::Used(shard, usage) => self.take(shard, usage),
                     Job::Ask(question, reply) => questions.push((question, reply)),
+                    Job::Join(cluster) => self.cluster = Some(cluster),
                     Job::Stop => stops = true,
                 }
                 next = jobs.try_recv().ok();
@@ -303,6 +316,14 @@ impl Keeper {
             totals.messages_month += part.messages;
             if part.messages > 0 {
                 self.changed.push(part.app.clone());
+            }
+            if let Some(cluster) = &self.cluster {
+                cluster.note_use(&part.app, |here| {
+                    (here.connections, here.channels) = (connections, channels);
+                    here.messages += part.messages;
+                    here.demand += part.messages + part.refused;
+                    here.totals = *totals;
+                });
             }
             let used = Used {
                 messages: part.messages,

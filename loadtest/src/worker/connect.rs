@@ -156,7 +156,13 @@ impl Worker<'_> {
             Ok(session) => session,
             Err(error) => return self.on_connect_failed(index, format!("TLS: {error}")),
         };
-        let opened = self.sources.connect(shared.settings.target).and_then(|fd| {
+        let settings = &shared.settings;
+        let target = match role {
+            Role::Http { .. } => settings.target,
+            _ if role.duty() == Duty::Subscribe => settings.subscribe_target,
+            _ => settings.target,
+        };
+        let opened = self.sources.connect(target).and_then(|fd| {
             epoll::add(&self.epoll, &fd, epoll::EventData::new_u64(token), flags)?;
             Ok(fd)
         });

@@ -20,9 +20,11 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
+use super::following::Following;
 use super::log::{Log, Pending};
 use super::presence::Members;
 use super::ring::RingBudget;
+use super::shared::Shared;
 use crate::dedup::{DedupTable, Entry};
 use crate::ids::{ChannelKey, Now, ShardId};
 use crate::limits::{LATE_COMMIT_MS, LATE_DELIVERY_MS};
@@ -55,8 +57,12 @@ pub struct HomeChannel {
     /// Up to which sequence everything was delivered, where a log had to be given up.
     delivered: Option<u64>,
     interested: Vec<(ShardId, LocalRef)>,
+    /// How it keeps up with the broker, where it does.
+    pub following: Option<Box<Following>>,
     /// Presence, where anybody uses it.
     pub members: Option<Box<Members>>,
+    /// This node's part in them, where there are several nodes.
+    pub shared: Option<Box<Shared>>,
     /// Monotonic ms of the last use.
     used_ms: u64,
 }
@@ -131,6 +137,13 @@ impl HomeChannels {
         self.entries.iter().filter_map(Option::as_ref)
     }
 
+    /// The channels with their slots.
+    pub fn slots(&self) -> impl Iterator<Item = (u32, &HomeChannel)> {
+        (0u32..)
+            .zip(&self.entries)
+            .filter_map(|(slot, entry)| Some((slot, entry.as_ref()?)))
+    }
+
     pub fn find(&self, app: &str, name: &str, hash: u64) -> Option<u32> {
         self.by_name
             .find(hash, |slot| {
@@ -171,7 +184,9 @@ impl HomeChannels {
             log: LogState::Unknown,
             delivered: None,
             interested: Vec::new(),
+            following: None,
             members: None,
+            shared: None,
             used_ms: now.mono_ms(),
         };
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -345,6 +360,27 @@ impl HomeChannels {
         Some(pending)
     }
 
+    /// The broker's next message becomes part of a log that has none pending.
+    pub fn accept(&mut self, slot: u32, record: Arc<Record>, unix_ms: u64) {
+        let Some(channel) = self.entries.get_mut(slot as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let LogState::Known(log) = &mut channel.log else {
+            return;
+        };
+        debug_assert_eq!(record.sequence, log.committed + 1);
+        channel.last_timestamp = channel.last_timestamp.max(record.timestamp);
+        log.committed = record.sequence;
+        self.rings.push(
+            &mut log.ring,
+            (slot, channel.number),
+            record,
+            unix_ms + LATE_DELIVERY_MS,
+        );
+        log.apply(&channel.settings.retention);
+        self.trim_rings(unix_ms);
+    }
+
     /// The channel's oldest pending message failed: its id may be published again.
     ///
     /// What the store has of it by now only the store can tell (a commit whose answer was lost), so
@@ -495,9 +531,16 @@ impl HomeChannel {
         now.unix_ms.max(self.last_timestamp)
     }
 
-    fn is_idle(&self) -> bool {
+    /// Whether nobody here needs to hear of it.
+    pub fn is_unwanted(&self) -> bool {
         self.interested.is_empty()
             && self.members.is_none()
+            && self.shared.as_ref().is_none_or(|shared| shared.is_idle())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.is_unwanted()
+            && self.following.is_none()
             && match &self.log {
                 LogState::Unknown => true,
                 LogState::Loading => false,

@@ -113,6 +113,22 @@ impl Log {
         }
     }
 
+    /// Takes note that the numbering has another name, before anything was numbered.
+    pub fn rename_epoch(&mut self, epoch: &str) {
+        let mut channel = (*self.channel).clone();
+        channel.epoch = epoch.into();
+        self.channel = Arc::new(channel);
+    }
+
+    /// Takes note of what is gone by the account of whoever keeps the messages.
+    pub fn note_gone(&mut self, sequence: u64, timestamp: u64) {
+        if sequence > self.gone_sequence {
+            self.gone_sequence = sequence;
+            self.gone_timestamp = Some(timestamp);
+            self.trim();
+        }
+    }
+
     /// Takes note of what retention by number has removed.
     pub fn apply(&mut self, retention: &Retention) {
         let gone = self.committed.saturating_sub(retention.messages_max);

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::cluster::view::Shown;
 use crate::error::ErrorCode;
 use crate::ids::{ConnName, Now};
 use crate::limits::{
@@ -299,6 +300,93 @@ impl Members {
         (!observed.events.is_empty()).then_some((observed.events, observed.stands))
     }
 
+    /// A change as all nodes are told it.
+    pub fn apply(&mut self, event: &Event, rules: Rules, now: Now) {
+        let kind = match event.kind {
+            EventKind::Leave => return self.remove(&event.client_id, rules, now),
+            EventKind::Enter | EventKind::Update => event.kind,
+        };
+        let known = self.by_id.get_mut(&event.client_id);
+        let kind = if known.is_some() {
+            EventKind::Update
+        } else {
+            kind
+        };
+        match known {
+            Some(member) => member.state.clone_from(&event.state),
+            None => self.insert(
+                &event.client_id,
+                event.joined_at,
+                event.state.clone(),
+                rules,
+                now,
+            ),
+        }
+        self.note(Event {
+            kind,
+            ..event.clone()
+        });
+    }
+
+    /// These are the members: who is told of what differs, if anybody `is_told`.
+    pub fn replace(&mut self, mut shown: Vec<Shown>, is_told: bool, rules: Rules, now: Now) {
+        let mut gone: Vec<Arc<str>> = self.by_id.keys().cloned().collect();
+        shown.sort_unstable_by(|a, b| a.client_id.cmp(&b.client_id));
+        gone.retain(|id| shown.binary_search_by(|s| s.client_id.cmp(id)).is_err());
+        for client_id in gone {
+            if is_told {
+                self.remove(&client_id, rules, now);
+            } else {
+                self.by_id.remove(&client_id);
+            }
+        }
+        for member in shown {
+            let Shown {
+                client_id,
+                joined_at,
+                state,
+            } = member;
+            let kind = match self.by_id.get(&client_id) {
+                Some(known) if known.joined_at == joined_at && known.state == state => continue,
+                Some(_) => EventKind::Update,
+                None => EventKind::Enter,
+            };
+            let event = Event {
+                kind,
+                client_id: client_id.clone(),
+                joined_at,
+                state: state.clone(),
+            };
+            self.insert(&client_id, joined_at, state, rules, now);
+            if is_told {
+                self.note(event);
+            }
+        }
+    }
+
+    /// Tells of a change that the members have been through already.
+    pub fn hear(&mut self, event: Event) {
+        self.note(event);
+    }
+
+    fn insert(
+        &mut self,
+        client_id: &Arc<str>,
+        joined_at: u64,
+        state: Option<Arc<str>>,
+        rules: Rules,
+        now: Now,
+    ) {
+        let member = Member {
+            state,
+            joined_at,
+            conns: SmallVec::new(),
+            leaves_at_ms: 0,
+        };
+        self.by_id.insert(client_id.clone(), Box::new(member));
+        self.count_from(rules, now);
+    }
+
     /// The next notices for the receivers, in order, at most [`PRESENCE_BATCH_BYTES`] and one of
     /// them. While members are counted their number is among them, if it is due.
     pub fn take_notices(&mut self, now: Now) -> Vec<Notice> {
@@ -352,6 +440,11 @@ impl Members {
 
     pub fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// When a member entered, ms since the Unix epoch.
+    pub fn joined_at(&self, client_id: &str) -> Option<u64> {
+        self.by_id.get(client_id).map(|member| member.joined_at)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -8,6 +8,7 @@ use super::{Held, at_home};
 use crate::auth::capability::matches;
 use crate::ids::{Now, ShardId};
 use crate::namespace::Namespace;
+use crate::quota::Elsewhere;
 use crate::quota::{Plan, Totals};
 use crate::rate::RateLimit;
 use crate::rate::lease::{Lease, Terms};
@@ -101,6 +102,7 @@ pub struct Account {
     rates: SmallVec<[(Bucket, RateLimit, Slot); 1]>,
     pub(super) messages: Option<Slot>,
     held: [Option<Slot>; 2],
+    pub(super) elsewhere: Elsewhere,
     pub(super) usage: Counts,
     pub(super) connections: u32,
     pub(super) channels: u32,
@@ -124,6 +126,7 @@ impl Account {
             rates: SmallVec::new(),
             messages: None,
             held: [None; 2],
+            elsewhere: Elsewhere::default(),
             usage: Counts::default(),
             connections: 0,
             channels: 0,

@@ -97,9 +97,12 @@ impl Homes {
                     Resource::App(_) => Scope::App,
                     _ => Scope::Client,
                 };
-                let Some(limit) = account.limit_of(*bucket, scope) else {
+                let Some(mut limit) = account.limit_of(*bucket, scope) else {
                     return plenty(from, msg.note, now_ms);
                 };
+                if scope == Scope::App {
+                    limit = limit.part(account.elsewhere.share);
+                }
                 let fresh = || {
                     Entry::Rate(Home::new(
                         WindowPool {
@@ -124,8 +127,12 @@ impl Homes {
                     Resource::Connections => plan.connections_max,
                     _ => plan.channels_max,
                 });
+                let elsewhere = match &msg.resource {
+                    Resource::Connections => account.elsewhere.connections,
+                    _ => account.elsewhere.channels,
+                };
                 // A plan that has not reached this shard yet: what is in use is taken note of, and nothing granted.
-                let most = most.unwrap_or(0);
+                let most = most.unwrap_or(0).saturating_sub(elsewhere);
                 let fresh = || Entry::Held(Home::new(TotalPool::new(most, 0, true), now_ms));
                 match self.enter(msg, fresh) {
                     Some(Entry::Held(home)) => {
@@ -156,6 +163,10 @@ impl Homes {
             // Not here yet; see above.
             None => [0, 0],
         };
+        // What others have used there is less of for this node.
+        let elsewhere = account.elsewhere.totals.on(msg.day);
+        let per_day = per_day.saturating_sub(elsewhere.messages_day);
+        let per_month = per_month.saturating_sub(elsewhere.messages_month);
         let of_day = |day| {
             let used = account.totals.on(day);
             MessagePool {

@@ -26,7 +26,7 @@ pub use clients::NO_CLIENT;
 use homes::Homes;
 
 use crate::ids::{Now, Placement, ShardId};
-use crate::quota::{Totals, day_of};
+use crate::quota::{Elsewhere, Totals, day_of};
 use crate::rate::RateLimit;
 use crate::rate::lease::{Note, Report, Terms};
 use crate::rate::table::{Bucket, Class, Resolved};
@@ -89,6 +89,8 @@ pub struct Meters {
     seen: Now,
     /// What apps have used in all, as last told.
     totals: HashMap<Arc<str>, Totals, foldhash::fast::FixedState>,
+    /// What they use on other nodes.
+    elsewhere: HashMap<Arc<str>, Elsewhere, foldhash::fast::FixedState>,
 }
 
 impl Meters {
@@ -107,6 +109,7 @@ impl Meters {
             busy_apps: 0,
             seen: now,
             totals: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
+            elsewhere: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
         }
     }
 
@@ -116,7 +119,9 @@ impl Meters {
         let at = index as usize;
         if at == self.accounts.len() {
             let totals = self.totals.get(app).copied().unwrap_or_default();
-            self.accounts.push(Account::new(app.clone(), totals));
+            let mut account = Account::new(app.clone(), totals);
+            account.elsewhere = self.elsewhere.get(app).copied().unwrap_or_default();
+            self.accounts.push(account);
             self.by_app.insert(app.clone(), index);
         }
         let home = self.home_of(app, "");
@@ -396,12 +401,26 @@ impl Meters {
         }
     }
 
+    /// Takes note of what an app uses on other nodes.
+    pub fn set_elsewhere(&mut self, app: &Arc<str>, elsewhere: Elsewhere) {
+        self.elsewhere.insert(app.clone(), elsewhere);
+        let index = self.by_app.get(app).copied();
+        if let Some(account) = index.and_then(|i| self.accounts.get_mut(i as usize)) {
+            account.elsewhere = elsewhere;
+        }
+    }
+
     /// Whether an app's messages are used up, as far as this shard has been told (to about two seconds).
     #[must_use]
     pub fn is_exhausted(&self, index: u32, now: Now) -> bool {
         self.account(index).is_some_and(|account| {
             account.plan().is_some_and(|plan| {
-                plan.limits_messages() && account.totals.on(day_of(now.unix_ms)).exhaust(plan)
+                let day = day_of(now.unix_ms);
+                let elsewhere = account.elsewhere.totals.on(day);
+                let mut totals = account.totals.on(day);
+                totals.messages_day += elsewhere.messages_day;
+                totals.messages_month += elsewhere.messages_month;
+                plan.limits_messages() && totals.exhaust(plan)
             })
         })
     }

@@ -53,6 +53,18 @@ impl RateLimit {
         self.burst
     }
 
+    /// `share` thousandths of it, at least one in its window.
+    #[must_use]
+    pub fn part(&self, share: u32) -> Self {
+        let of = |count: u32| {
+            let part = u64::from(count) * u64::from(share.min(1000)) / 1000;
+            u32::try_from(part).unwrap_or(count).max(1)
+        };
+        let per_window = of(self.per_window);
+        let burst = of(self.burst).max(per_window);
+        Self::new(per_window, self.window_ms, burst).unwrap_or(*self)
+    }
+
     /// Length of the sliding window in milliseconds.
     #[must_use]
     pub const fn span_ms(&self) -> u64 {

@@ -264,6 +264,7 @@ impl Shard {
         };
         ConnInfo {
             id: self.name_of(id),
+            node: None,
             app: (&*session.grant.app).into(),
             client_id: (&*session.grant.client_id).into(),
             key_id,

@@ -26,6 +26,15 @@ pub struct Counters {
     pub deliveries: u64,
     /// Messages of the past sent to connections that came (back).
     pub replayed: u64,
+    /// Holes in what the broker told of a channel, and messages that filled such or came after a time of not hearing it.
+    pub broker_gaps: u64,
+    pub broker_filled: u64,
+    /// Messages that the broker could not give any more; at least one for each change of numbering.
+    pub broker_lost: u64,
+    /// Messages that came a second time.
+    pub broker_repeated: u64,
+    /// Messages put into the store for a node that has not said that it did.
+    pub broker_repaired: u64,
     /// Presence notices put into outboxes.
     pub presence_notices: u64,
     /// Memberships that their client came back to, as home.

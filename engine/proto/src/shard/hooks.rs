@@ -11,13 +11,18 @@ use std::sync::Arc;
 use super::Shard;
 use crate::channel::presence::{Event, EventKind};
 use crate::ids::{ConnId, Now};
+use crate::msg::Publish;
 use crate::record::Record;
 use crate::webhook::{AppWanted, Kind, Raised, Turn, Wanted, What};
+use crate::wire::wsocket::Position;
 
 /// Events that wait above which messages are refused.
 const RAISED_MESSAGES_MAX: usize = 16_384;
 /// Events that wait at most.
 const RAISED_MAX: usize = 1 << 20;
+
+/// Longer than a publish waits for the broker, at most.
+const BROKER_ANSWERS_WITHIN_MS: u64 = 60_000;
 
 const OCCUPANCY: (Kind, Kind) = (Kind::Occupied, Kind::Vacated);
 const CONNECTION: (Kind, Kind) = (Kind::Connected, Kind::Disconnected);
@@ -76,11 +81,18 @@ impl Shard {
         }
         Some(HookEvents {
             raised: std::mem::take(&mut self.hooks.raised),
-            complete_ms: self
-                .oldest_pending_ms()
-                .unwrap_or(now.unix_ms)
-                .min(now.unix_ms),
+            complete_ms: self.complete_ms(now),
         })
+    }
+
+    fn complete_ms(&self, now: Now) -> u64 {
+        // What the broker has numbered and not answered yet may be in its store all the same.
+        let answered_ms = match self.broker_pending() {
+            0 => now.unix_ms,
+            _ => now.unix_ms.saturating_sub(BROKER_ANSWERS_WITHIN_MS),
+        };
+        self.oldest_pending_ms()
+            .map_or(answered_ms, |oldest| oldest.min(answered_ms))
     }
 
     /// Whether something waits to be taken.
@@ -161,6 +173,29 @@ impl Shard {
             let (app, channel) = (key.app.clone(), key.name.clone());
             let record = record.clone();
             self.raise_event(app, What::Message { channel, record }, now);
+        }
+    }
+
+    /// A message is accepted that the broker has ordered; stored, where it has a sequence.
+    pub(super) fn raise_numbered(
+        &mut self,
+        slot: u32,
+        item: &Publish<'_>,
+        position: Position,
+        now: Now,
+    ) {
+        let Some(sequence) = position.sequence else {
+            return self.raise_ephemeral(slot, (item.id, item.publisher, item.data), now);
+        };
+        if self.hooks.wants(item.app, Kind::Published, item.channel) {
+            let record = Record {
+                sequence,
+                timestamp: position.timestamp,
+                id: item.id.into(),
+                publisher: item.publisher.into(),
+                data: item.data.into(),
+            };
+            self.raise_message(slot, &Arc::new(record), now);
         }
     }
 

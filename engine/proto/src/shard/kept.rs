@@ -24,13 +24,17 @@ impl Shard {
     /// No member is held by a connection: none is on its way out.
     #[must_use]
     pub fn members_are_away(&self) -> bool {
-        self.presence.members() == self.presence.away()
+        self.options.clustered || self.presence.members() == self.presence.away()
     }
 
     /// The members that are away in the channels that this shard is home to.
     #[must_use]
     pub fn export_members(&self) -> Vec<KeptMember> {
         let mut kept = Vec::new();
+        if self.options.clustered {
+            // Redis has them.
+            return kept;
+        }
         for channel in self.home.iter() {
             let members = channel.members.iter().flat_map(|m| m.list(None));
             kept.extend(members.filter(|m| m.connections == 0).map(|m| KeptMember {
@@ -48,7 +52,7 @@ impl Shard {
     /// For the start, before any connection. Members beyond a channel's bound are left out.
     pub fn import_members(&mut self, kept: &[KeptMember], now: Now) {
         let grace_ms = self.options.limits.presence_grace_ms;
-        if grace_ms == 0 {
+        if grace_ms == 0 || self.options.clustered {
             return;
         }
         for member in kept {

@@ -438,6 +438,9 @@ impl Shard {
     /// A channel of this shard may have got its first subscriber, or lost its last; `was` tells before.
     pub(super) fn note_interest(&mut self, slot: u32, was: bool, has_come: bool, now: Now) {
         let is_occupied = !self.home.interested(slot).is_empty();
+        if self.options.clustered && was && !is_occupied {
+            self.stop_following(slot, now);
+        }
         let Some(index) = self.home.get(slot).map(|c| c.account) else {
             return;
         };

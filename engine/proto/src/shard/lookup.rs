@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::cluster::Waiting;
 use super::{Output, Shard};
 use crate::channel::home::LogState;
 use crate::channel::log::{Found, ReplayFrom, count_of_loaded, replay_of_loaded};
@@ -44,6 +45,10 @@ pub(super) enum ReadFor {
     },
     HttpHistory {
         request: RequestId,
+    },
+    /// A publish to a channel that the broker does not know.
+    Place {
+        waiting: Waiting,
     },
 }
 
@@ -92,6 +97,10 @@ impl Shard {
     /// Keeps work until the channel's log is known, asking for it if nobody has. Err gives it back
     /// when too much waits.
     pub(super) fn defer(&mut self, slot: u32, work: Deferred, now: Now) -> Result<(), Deferred> {
+        let can_wait = matches!(work, Deferred::Replay { .. });
+        if self.options.clustered && !self.broker_is_up() && !can_wait {
+            return Err(work);
+        }
         let waiting = self.store.deferred.entry(slot).or_default();
         let most = match &work {
             Deferred::Publish(_) => DEFERRED_PER_CHANNEL_MAX,
@@ -131,6 +140,10 @@ impl Shard {
 
     /// Asks the store for a channel's log unless it is known or asked for.
     pub(super) fn load(&mut self, slot: u32, now: Now) {
+        if self.options.clustered {
+            self.follow_channel(slot);
+            return;
+        }
         let Some(channel) = self.home.get_mut(slot) else {
             return;
         };
@@ -158,7 +171,7 @@ impl Shard {
         }
     }
 
-    fn ask_store(&mut self, channel: ChannelKey, question: Question, purpose: ReadFor) {
+    pub(super) fn ask_store(&mut self, channel: ChannelKey, question: Question, purpose: ReadFor) {
         let ticket = Ticket(self.store.next_ticket);
         self.store.next_ticket += 1;
         self.store.reads.insert(ticket, purpose);
@@ -205,6 +218,7 @@ impl Shard {
                 };
                 self.send_or_handle(to.shard, ShardMsg::Count { to, count }, now);
             }
+            ReadFor::Place { waiting } => self.handle_place(waiting, answer, now),
             ReadFor::History { conn, place } => self.handle_history_page(conn, place, answer, now),
             ReadFor::HttpHistory { request } => {
                 let result = page_of(answer);
@@ -239,6 +253,16 @@ impl Shard {
             }
             return;
         }
+        self.do_work(slot, waiting, now);
+    }
+
+    /// Does what has waited for a log that is known by now.
+    pub(super) fn do_deferred(&mut self, slot: u32, now: Now) {
+        let waiting = self.store.deferred.remove(&slot).unwrap_or_default();
+        self.do_work(slot, waiting, now);
+    }
+
+    fn do_work(&mut self, slot: u32, waiting: Vec<Deferred>, now: Now) {
         for work in waiting {
             match work {
                 Deferred::Publish(publish) => self.accept_publish(&publish.borrow(), now),
@@ -429,7 +453,7 @@ impl Shard {
         let pending = log.pending_at(timestamp);
         let gone = log.may_be_gone_at(timestamp);
         let others = pending + u64::from(gone == Some(true));
-        let known = if channel.next_timestamp(now) <= timestamp {
+        let known = if channel.next_timestamp(self.broker_now(now)) <= timestamp {
             // More may come: as if there were several.
             Some(2)
         } else if gone.is_some() {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::shared::MemberList;
 use super::{KeptMember, Shard};
 use crate::channel::presence::{Members, Notice, Parted, Rules, Waiting};
 use crate::channel::returns::Returns;
@@ -68,6 +69,10 @@ impl Shard {
 
     /// A connection enters, updates, leaves, ends or asks.
     pub(super) fn handle_presence_op(&mut self, presence: Presence, now: Now) {
+        if self.options.clustered {
+            self.handle_shared_presence(presence, now);
+            return;
+        }
         let Presence {
             channel,
             hash,
@@ -242,10 +247,11 @@ impl Shard {
         self.presence
             .returns
             .forget_opened(now.mono_ms().saturating_sub(remembered_ms));
+        self.tick_shared(now);
     }
 
     /// Makes a change to a channel's members, and whatever bookkeeping follows from it.
-    fn change<R>(
+    pub(super) fn change<R>(
         &mut self,
         slot: u32,
         now: Now,
@@ -372,7 +378,7 @@ impl Shard {
         bytes.into()
     }
 
-    fn end_membership(
+    pub(super) fn end_membership(
         &mut self,
         conn: ConnName,
         channel: ChannelKey,
@@ -428,6 +434,16 @@ impl Shard {
         now: Now,
     ) {
         let slot = self.home.find(&channel.app, &channel.name, hash);
+        if self.options.clustered && !self.follows_members(slot) {
+            let list = MemberList {
+                after: after.map(Into::into),
+                limit,
+                shard,
+                request,
+            };
+            self.ask_list(channel, list);
+            return;
+        }
         let members = slot
             .and_then(|slot| self.home.get(slot))
             .and_then(|c| c.members.as_deref());

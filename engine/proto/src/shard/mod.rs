@@ -18,6 +18,7 @@
 mod access;
 mod apps;
 mod ask;
+mod cluster;
 mod conn;
 mod counters;
 mod history;
@@ -29,6 +30,7 @@ mod members;
 mod presence;
 mod publish;
 mod replay;
+mod shared;
 mod store;
 mod subscribe;
 mod timers;
@@ -71,9 +73,11 @@ use crate::wheel::Wheel;
 use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
+use cluster::BrokerState;
 use hooks::Hooks;
 use members::PresenceState;
 use publish::Delivery;
+use shared::SharedState;
 use store::StoreState;
 
 /// An unblocked outbox with this many frames is flushed before more is read: far below what ends
@@ -118,6 +122,10 @@ pub struct Options {
     pub recovery_overlap_ms: u64,
     /// Messages of this shard's channels kept in memory, bytes.
     pub ring_bytes_max: usize,
+    /// There are other nodes: messages are ordered by the broker between them, and kept by it.
+    pub clustered: bool,
+    /// All nodes write one store: the broker keeps what resume needs, the store keeps everything.
+    pub shared_store: bool,
 }
 
 impl Default for Options {
@@ -134,6 +142,8 @@ impl Default for Options {
             namespaces: Namespaces::default(),
             recovery_overlap_ms: 0,
             ring_bytes_max: RING_BYTES_MAX,
+            clustered: false,
+            shared_store: false,
         }
     }
 }
@@ -216,8 +226,10 @@ pub struct Shard {
     local: LocalChannels,
     home: HomeChannels,
     store: StoreState,
+    broker: BrokerState,
     presence: PresenceState,
     hooks: Hooks,
+    shared: SharedState,
     wheel: Wheel,
     /// Connection slots with something to flush.
     dirty: Vec<u32>,
@@ -264,8 +276,10 @@ impl Shard {
             local: LocalChannels::default(),
             home: HomeChannels::new(dedup, rings),
             store: StoreState::default(),
+            broker: BrokerState::default(),
             presence: PresenceState::default(),
             hooks: Hooks::default(),
+            shared: SharedState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),
             flush_due: false,
@@ -293,6 +307,9 @@ impl Shard {
 
     fn handle_msg(&mut self, from: ShardId, msg: ShardMsg, now: Now) {
         match msg {
+            ShardMsg::Publish(publish) if self.goes_to_broker(&publish.borrow()) => {
+                self.publish_to_broker(Arc::new(publish), now);
+            }
             ShardMsg::Publish(publish) => self.accept_publish(&publish.borrow(), now),
             ShardMsg::Deliver {
                 to,

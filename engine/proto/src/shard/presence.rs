@@ -309,6 +309,10 @@ impl Shard {
             return;
         }
         let (app, client_id) = (grant.app.clone(), grant.client_id.clone());
+        if self.options.clustered {
+            self.announce_to_nodes(app, client_id, conn);
+            return;
+        }
         for shard in (0..self.placement.shards()).map(crate::ids::ShardId) {
             let msg = ShardMsg::PresenceOpened {
                 app: app.clone(),

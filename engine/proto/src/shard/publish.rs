@@ -24,11 +24,11 @@ use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
 /// A message as it is delivered.
 #[derive(Debug, Clone, Copy)]
-struct Message<'a> {
-    channel: &'a str,
-    data: &'a str,
-    id: &'a str,
-    position: Position,
+pub(super) struct Message<'a> {
+    pub(super) channel: &'a str,
+    pub(super) data: &'a str,
+    pub(super) id: &'a str,
+    pub(super) position: Position,
 }
 
 /// What goes with a frame to a shard's subscribers.
@@ -161,10 +161,12 @@ impl Shard {
         now: Now,
     ) -> Result<(), ErrorCode> {
         let made;
+        let mut is_made = false;
         let id = match item.id.as_deref() {
             Some(id) if is_usable_id(id) => id,
             _ => {
                 made = self.make_id(now);
+                is_made = true;
                 &made
             }
         };
@@ -177,10 +179,13 @@ impl Shard {
             id,
             publisher,
             persist: item.persist,
+            is_made,
             origin,
         };
         let home = self.placement.home(hash);
-        if home == self.id {
+        if home == self.id && self.goes_to_broker(&publish) {
+            self.publish_to_broker(Arc::new(OwnedPublish::new(&publish)), now);
+        } else if home == self.id {
             self.accept_publish(&publish, now);
         } else if self.mesh_full(home) {
             return Err(ErrorCode::Unavailable);
@@ -241,6 +246,7 @@ impl Shard {
                     id: publish.id,
                     position,
                 };
+                self.note_for_absent(slot, &message);
                 self.fan_out(slot, &message, Some(publish.origin), now.mono_us, now);
             }
             Some(Ordered::Stored(record)) => self.store_append(slot, record),
@@ -306,7 +312,7 @@ impl Shard {
         self.deliver_record(slot, record, publisher, pending.accepted_us, now);
     }
 
-    /// Fans a stored message out.
+    /// Fans a stored message out, or an ephemeral one of another node, whose sequence is 0.
     pub(super) fn deliver_record(
         &mut self,
         slot: u32,
@@ -318,20 +324,27 @@ impl Shard {
         let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
             return;
         };
-        self.raise_message(slot, record, now);
+        // In a cluster the node that has accepted it tells, whether or not it follows the channel.
+        if !self.options.clustered {
+            self.raise_message(slot, record, now);
+        }
         let message = Message {
             channel: &channel,
             data: &record.data,
             id: &record.id,
             position: Position {
                 timestamp: record.timestamp,
-                sequence: Some(record.sequence),
+                sequence: (record.sequence > 0).then_some(record.sequence),
             },
         };
+        // Whoever has accepted it tells, and nobody else.
+        if publisher.is_some() && !self.options.clustered {
+            self.note_for_absent(slot, &message);
+        }
         self.fan_out(slot, &message, publisher, accepted_us, now);
     }
 
-    fn confirm(
+    pub(super) fn confirm(
         &mut self,
         origin: Origin,
         channel: &str,
@@ -402,7 +415,7 @@ impl Shard {
         }
     }
 
-    fn note_for_absent(&mut self, slot: u32, message: &Message<'_>) {
+    pub(super) fn note_for_absent(&mut self, slot: u32, message: &Message<'_>) {
         let Some(channel) = self.home.get(slot) else {
             return;
         };
@@ -432,10 +445,28 @@ impl Shard {
         accepted_us: u64,
         now: Now,
     ) {
-        // Whoever has accepted it tells, and nobody else.
-        if publisher.is_some() {
-            self.note_for_absent(slot, message);
-        }
+        let sequence = message.position.sequence;
+        self.fan_out_text(slot, sequence, publisher, accepted_us, now, |out| {
+            write_message(
+                out,
+                message.channel,
+                message.data,
+                message.id,
+                message.position,
+            );
+        });
+    }
+
+    /// Encodes what every subscriber is sent, once, and hands it to every shard with any.
+    pub(super) fn fan_out_text(
+        &mut self,
+        slot: u32,
+        sequence: Option<u64>,
+        publisher: Option<Origin>,
+        accepted_us: u64,
+        now: Now,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         let excluded_on = |shard| publisher.and_then(|p| p.excluded_on(shard));
         let interested = self.home.interested(slot);
         if interested.is_empty() {
@@ -446,15 +477,7 @@ impl Shard {
             .find(|(shard, _)| *shard == self.id)
             .map(|(_, local)| *local);
         let others = interested.len() - usize::from(here.is_some());
-        let frame = self.encoder.text(|out| {
-            write_message(
-                out,
-                message.channel,
-                message.data,
-                message.id,
-                message.position,
-            );
-        });
+        let frame = self.encoder.text(write);
         let local_frame = here.map(|local| (local, Frame::from(frame)));
         if others > 0 {
             let frame: Arc<[u8]> = frame.into();
@@ -467,7 +490,7 @@ impl Shard {
                 let msg = ShardMsg::Deliver {
                     to,
                     frame: frame.clone(),
-                    sequence: message.position.sequence,
+                    sequence,
                     exclude: excluded_on(shard),
                     accepted_us,
                 };
@@ -477,7 +500,7 @@ impl Shard {
         if let Some((to, frame)) = local_frame {
             let delivery = Delivery {
                 to,
-                sequence: message.position.sequence,
+                sequence,
                 exclude: excluded_on(self.id),
                 accepted_us,
             };

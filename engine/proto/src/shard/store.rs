@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::cluster::Waiting;
 use super::lookup::{Deferred, ReadFor};
 use super::{Output, Shard};
+use crate::broker::BrokerPublished;
 use crate::channel::home::LogState;
 use crate::channel::log::Pending;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, Now, RequestId, ShardId};
 use crate::limits::STORE_OPS_PENDING_MAX;
 use crate::msg::ShardMsg;
-use crate::record::{Change, Record, StoreOp, StoreRead, StoreReply, Ticket};
+use crate::record::{Change, Record, StoreOp, StoreRead, StoreReply, StoredChannel, Ticket};
 
 /// The store as one shard sees it.
 #[derive(Debug, Default)]
@@ -53,12 +55,27 @@ enum UnderWay {
         shard: ShardId,
         request: RequestId,
     },
+    /// A message of the broker that another node may not have stored.
+    Repaired {
+        channel: Arc<StoredChannel>,
+        sequence: u64,
+        generation: u32,
+    },
+    /// A message that the broker has numbered: its publisher waits for the store as well.
+    Numbered {
+        waiting: Waiting,
+        place: BrokerPublished,
+        generation: u32,
+    },
 }
 
 impl UnderWay {
     fn generation(&self) -> u32 {
         match self {
-            Self::Append { generation, .. } | Self::Clear { generation, .. } => *generation,
+            Self::Append { generation, .. }
+            | Self::Clear { generation, .. }
+            | Self::Repaired { generation, .. }
+            | Self::Numbered { generation, .. } => *generation,
         }
     }
 }
@@ -82,6 +99,8 @@ impl Shard {
                     }
                     self.load_if_given_up(slot, now);
                 }
+                Some((_, UnderWay::Repaired { .. })) => {}
+                Some((_, UnderWay::Numbered { waiting, .. })) => self.refuse_waiting(&waiting, now),
                 Some((_, UnderWay::Clear { shard, request, .. })) => {
                     self.answer_clear(shard, request, Err(ErrorCode::Unavailable));
                 }
@@ -133,6 +152,19 @@ impl Shard {
                         self.deliver_committed(slot, pending, now);
                     }
                     self.load_if_given_up(slot, now);
+                }
+                UnderWay::Repaired {
+                    channel, sequence, ..
+                } => {
+                    if !has_failed {
+                        self.note_stored(&channel.app, channel.name.clone(), sequence);
+                    }
+                }
+                UnderWay::Numbered { waiting, .. } if has_failed => {
+                    self.refuse_waiting(&waiting, now);
+                }
+                UnderWay::Numbered { waiting, place, .. } => {
+                    self.confirm_waiting(&waiting, &place, now);
                 }
                 UnderWay::Clear {
                     slot,
@@ -211,8 +243,83 @@ impl Shard {
                 LogState::Known(log) => Some(log.pending.front()?.record.timestamp),
                 LogState::Unknown | LogState::Loading => None,
             },
-            UnderWay::Clear { .. } => None,
+            UnderWay::Numbered { place, .. } => Some(place.timestamp),
+            UnderWay::Clear { .. } | UnderWay::Repaired { .. } => None,
         })
+    }
+
+    /// Removes from the store that all nodes write what the broker has removed.
+    pub(super) fn clear_stored(
+        &mut self,
+        channel: StoredChannel,
+        shard: ShardId,
+        request: RequestId,
+    ) {
+        let generation = self.store.generation;
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation,
+            channel: Arc::new(channel),
+            change: Change::Clear,
+        });
+        // What is in memory the broker has told to remove: no slot has this number.
+        let under_way = UnderWay::Clear {
+            slot: u32::MAX,
+            number: u64::MAX,
+            generation,
+            shard,
+            request,
+        };
+        self.store.under_way.push_back((ticket, under_way));
+    }
+
+    /// Puts a message into the store's queue that it may lack.
+    pub(super) fn store_repaired(&mut self, channel: StoredChannel, change: Change) {
+        let Change::Append { record, .. } = &change else {
+            return;
+        };
+        let channel = Arc::new(channel);
+        let under_way = UnderWay::Repaired {
+            channel: channel.clone(),
+            sequence: record.sequence,
+            generation: self.store.generation,
+        };
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation: self.store.generation,
+            channel,
+            change,
+        });
+        self.store.under_way.push_back((ticket, under_way));
+    }
+
+    /// Puts a message that the broker has numbered into the store's queue; perhaps again, which is as well.
+    pub(super) fn store_numbered(
+        &mut self,
+        op: (StoredChannel, Change),
+        waiting: Waiting,
+        place: BrokerPublished,
+    ) {
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        let generation = self.store.generation;
+        let (channel, change) = op;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation,
+            channel: Arc::new(channel),
+            change,
+        });
+        let under_way = UnderWay::Numbered {
+            waiting,
+            place,
+            generation,
+        };
+        self.store.under_way.push_back((ticket, under_way));
     }
 
     pub(super) fn store_generation(&self) -> u32 {
@@ -226,7 +333,7 @@ impl Shard {
 
     /// Operations and reads under way.
     pub(super) fn store_pending(&self) -> usize {
-        self.store.under_way.len() + self.store.reads.len()
+        self.store.under_way.len() + self.store.reads.len() + self.broker_pending()
     }
 
     /// Home shard: an HTTP request removes a channel's messages.
@@ -238,6 +345,10 @@ impl Shard {
         request: RequestId,
         now: Now,
     ) {
+        if self.options.clustered {
+            self.clear_at_broker(channel, shard, request);
+            return;
+        }
         let slot = self.enter_home(&channel.app, &channel.name, hash, now);
         if self.home.log(slot).is_some() {
             self.clear(slot, shard, request);

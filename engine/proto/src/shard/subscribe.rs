@@ -193,6 +193,14 @@ impl Shard {
         let was = !self.home.interested(slot).is_empty();
         self.home.add_interest(slot, from, local);
         self.note_interest(slot, was, true, now);
+        if self.options.clustered {
+            if !self.hear(slot, from, local) {
+                return;
+            }
+            if !was {
+                self.handle_topic_ready(slot, now);
+            }
+        }
         if from == self.id {
             self.handle_interest_ready(local, now);
         } else {
@@ -212,6 +220,7 @@ impl Shard {
             let was = !self.home.interested(slot).is_empty();
             self.home.remove_interest(slot, from, local, now);
             self.note_interest(slot, was, false, now);
+            self.let_go_later(slot, now);
         }
     }
 

@@ -26,6 +26,7 @@ impl Shard {
         self.home.expire(now);
         self.tick_limits(now);
         self.load_given_up(now);
+        self.tick_broker(now);
         self.tick_presence(now);
         self.tick_hooks(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {

@@ -23,7 +23,7 @@ impl Stage {
 }
 
 impl Caller<'_> {
-    /// The processes of the cluster: this one.
+    /// The processes of the cluster: this one first, and what the others last said of themselves.
     pub(super) async fn nodes(&self) -> Reply {
         let settings = self.settings;
         let shards = super::probe::stats(self.server).await;
@@ -44,7 +44,8 @@ impl Caller<'_> {
         let bounds: Vec<u64> = (0..Histogram::BUCKETS - 1)
             .map(Histogram::bound_us)
             .collect();
-        let node = json!({
+        let cluster = self.server.settings.cluster.as_ref();
+        let mut node = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "startedMs": settings.started_ms,
@@ -66,7 +67,15 @@ impl Caller<'_> {
             "latencyBoundsUs": bounds,
             "shards": all,
         });
-        Ok(reply(StatusCode::OK, &json!({ "nodes": [node] })))
+        let mut nodes = Vec::new();
+        if let Some(cluster) = cluster {
+            node["name"] = (**cluster.name()).into();
+            node["redisUp"] = cluster.is_up().into();
+            let others = cluster.nodes().into_iter();
+            nodes.extend(others.filter(|other| other.name != *cluster.name()));
+        }
+        let body = json!({ "nodes": [node], "others": nodes });
+        Ok(reply(StatusCode::OK, &body))
     }
 
     /// The settings in force.

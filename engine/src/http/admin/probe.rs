@@ -12,6 +12,7 @@ use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::shard::Stats;
 
 use super::AdminSettings;
+use crate::broker::BrokerHandle;
 use crate::http::{Refusal, Stage, json};
 use crate::metrics::{self, Process};
 use crate::shard::Server;
@@ -42,13 +43,26 @@ pub(super) async fn health(
 pub(super) fn readiness(server: &Server, stage: Stage) -> Result<Response<Full<Bytes>>, Refusal> {
     let reason = match stage {
         Stage::Serving => match store_trouble(server) {
-            None => return Ok(json(br#"{"status":"ready"}"#.to_vec())),
+            None => return Ok(json(ready(server))),
             Some(trouble) => trouble,
         },
         Stage::Starting => "starting".to_owned(),
         Stage::Draining => "draining".to_owned(),
     };
     Err(ProtocolError::with_text(ErrorCode::Unavailable, reason).into())
+}
+
+/// Ready, if without other nodes: while Redis is away no node can publish, so that a load balancer would gain nothing by
+/// ending the connections of all.
+fn ready(server: &Server) -> Vec<u8> {
+    let stats = server.settings.broker.as_ref().map(BrokerHandle::stats);
+    let Some(since) = stats.and_then(|stats| stats.down_since_ms) else {
+        return br#"{"status":"ready"}"#.to_vec();
+    };
+    let seconds = server.now().unix_ms.saturating_sub(since) / 1000;
+    let text = format!("broker: Redis is away, for {seconds} s; publishes are refused");
+    let body = serde_json::json!({"status": "degraded", "reason": text});
+    body.to_string().into_bytes()
 }
 
 /// What is wrong with the store, if anything.
@@ -77,11 +91,13 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     let process = glommio::executor().spawn_blocking(Process::read).await;
     let store = server.settings.store.as_ref().map(StoreHandle::stats);
     let usage = server.settings.usage.as_ref().map(UsageHandle::stats);
+    let broker = server.settings.broker.as_ref().map(BrokerHandle::stats);
     let mut text = metrics::render(
         settings.shards,
         &shards,
         store.as_ref(),
         usage.as_ref(),
+        broker.as_ref(),
         &process,
     );
     if let Some(webhooks) = &server.settings.webhooks {
@@ -89,6 +105,9 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
     }
     if let Some(push) = &server.settings.push {
         text.push_str(&metrics::push::render(&push.stats()));
+    }
+    if let Some(cluster) = &server.settings.cluster {
+        text.push_str(&metrics::cluster::render(cluster));
     }
     let mut response = Response::new(Full::new(Bytes::from(text)));
     let headers = response.headers_mut();

@@ -93,9 +93,12 @@ impl Node {
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
+                cluster: None,
                 usage: None,
                 webhooks: None,
                 push: None,
+                broker: None,
+                is_shared_store: false,
             };
             let config = ShardConfig {
                 id: ShardId(0),

@@ -1,0 +1,404 @@
+//! One socket to one Redis server, and what waits for it: commands leave in pipelines.
+//!
+//! A pipeline leaves as soon as the socket is idle; what comes while it is out gathers for the next. So a lone command
+//! waits for nobody, and a crowd shares its round trips. Commands of one lane are carried out in their order.
+//!
+//! Invariants: every job is answered once; one whose pipeline broke is not tried again: whether it was carried out is not
+//! known, and its publisher is told so. What a cluster sends elsewhere is tried there, in its order.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, ConnectionAddr, Pipeline, ServerError, ServerErrorKind, Value};
+use shardwire_proto::ids::ShardId;
+use shardwire_proto::record::Ticket;
+use tokio::sync::{Notify, oneshot};
+
+use super::core::{Core, Held};
+use super::scripts;
+
+/// Commands in one pipeline: a few milliseconds of one Redis.
+const BATCH_MAX: usize = 256;
+/// Bytes of them, about.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Between two looks whether an idle socket is alive.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// Between attempts to connect.
+const CONNECT_AFTER_MIN: Duration = Duration::from_millis(50);
+const CONNECT_AFTER_MAX: Duration = Duration::from_secs(1);
+/// Until a command is tried again that came while its slot was on its way to another server.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(20);
+
+/// Why a command has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Not carried out, or not known to be.
+    Away,
+    /// Redis has answered with an error.
+    Refused,
+}
+
+/// Who waits for a command.
+pub(super) enum Done {
+    Publish {
+        shard: ShardId,
+        ticket: Ticket,
+        asked: Instant,
+    },
+    Call(oneshot::Sender<Result<Value, Failure>>),
+}
+
+/// A command on its way.
+pub(super) struct Job {
+    pub(super) cmd: Cmd,
+    /// Of its keys.
+    pub(super) slot: u16,
+    /// Not tried again after.
+    pub(super) deadline: Instant,
+    pub(super) done: Done,
+    /// Its slot is on its way to the server: it wants to be told that this is known.
+    pub(super) asking: bool,
+    /// Its room in the queue.
+    pub(super) held: Option<Held>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LaneState {
+    /// Has never been connected: jobs wait.
+    Starting,
+    Up,
+    /// Jobs fail at once.
+    Down,
+}
+
+pub(super) struct Lane {
+    addr: ConnectionAddr,
+    queue: RefCell<VecDeque<Job>>,
+    wake: Notify,
+    state: Cell<LaneState>,
+    stopped: Cell<bool>,
+    /// Publishes go here: replicas are waited for.
+    is_for_publishes: bool,
+}
+
+/// What one answer asks for.
+enum Verdict {
+    Done(Result<Value, Failure>),
+    Moved,
+    Ask,
+    Again,
+    LoadScripts,
+}
+
+impl Lane {
+    pub(super) fn new(addr: ConnectionAddr, is_for_publishes: bool) -> Rc<Self> {
+        Rc::new(Self {
+            addr,
+            queue: RefCell::default(),
+            wake: Notify::new(),
+            state: Cell::new(LaneState::Starting),
+            stopped: Cell::new(false),
+            is_for_publishes,
+        })
+    }
+
+    pub(super) fn state(&self) -> LaneState {
+        self.state.get()
+    }
+
+    /// Gives the job back where it would fail.
+    pub(super) fn push(&self, job: Job) -> Result<(), Job> {
+        if self.state.get() == LaneState::Down || self.stopped.get() {
+            return Err(job);
+        }
+        self.queue.borrow_mut().push_back(job);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Before all that waits; the last one pushed goes first.
+    fn push_front(&self, job: Job) -> Result<(), Job> {
+        if self.state.get() == LaneState::Down || self.stopped.get() {
+            return Err(job);
+        }
+        self.queue.borrow_mut().push_front(job);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// All that waits, to go elsewhere.
+    pub(super) fn take_queue(&self) -> VecDeque<Job> {
+        self.queue.take()
+    }
+
+    /// Ends its task.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+        self.wake.notify_one();
+    }
+
+    pub(super) async fn run(self: Rc<Self>, core: Rc<Core>) {
+        let mut after = CONNECT_AFTER_MIN;
+        while !self.stopped.get() {
+            match self.connect(&core).await {
+                Ok(connection) => {
+                    after = CONNECT_AFTER_MIN;
+                    core.shared.connections.fetch_add(1, Relaxed);
+                    self.set_state(LaneState::Up, &core);
+                    let why = self.serve(connection, &core).await;
+                    core.shared.connections.fetch_sub(1, Relaxed);
+                    if let Some(why) = why {
+                        core.shared.reconnects.fetch_add(1, Relaxed);
+                        log::warn!("broker: a connection to {} is lost: {why}", self.addr);
+                        if why.is_timeout() {
+                            // What does not answer will not do so at once.
+                            self.set_state(LaneState::Down, &core);
+                            self.fail_queue(&core);
+                        }
+                    }
+                }
+                Err(error) => {
+                    if self.state.get() != LaneState::Down {
+                        log::warn!("broker: cannot connect to {}: {error}", self.addr);
+                    }
+                    self.set_state(LaneState::Down, &core);
+                    self.fail_queue(&core);
+                    tokio::time::sleep(after).await;
+                    after = (after * 2).min(CONNECT_AFTER_MAX);
+                }
+            }
+        }
+        self.fail_queue(&core);
+    }
+
+    fn set_state(&self, state: LaneState, core: &Core) {
+        self.state.set(state);
+        core.note_health();
+    }
+
+    fn fail_queue(&self, core: &Core) {
+        for job in self.queue.take() {
+            core.complete(job, Err(Failure::Away));
+        }
+        core.flush();
+    }
+
+    async fn connect(&self, core: &Core) -> redis::RedisResult<MultiplexedConnection> {
+        let mut connection = core.access.open(&self.addr, None).await?;
+        load_scripts(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Sends what waits until the connection breaks or the lane is to end; says why.
+    async fn serve(
+        &self,
+        mut connection: MultiplexedConnection,
+        core: &Core,
+    ) -> Option<redis::RedisError> {
+        loop {
+            let batch = self.take_batch(core);
+            if self.stopped.get() && batch.is_empty() {
+                return None;
+            }
+            if batch.is_empty() {
+                let idle = tokio::time::timeout(PING_EVERY, self.wake.notified()).await;
+                if idle.is_err()
+                    && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
+                {
+                    return Some(error);
+                }
+                continue;
+            }
+            let wait = if self.is_for_publishes {
+                core.config.wait_replicas
+            } else {
+                0
+            };
+            let pipeline = build(&batch, wait, core.config.publish_timeout_ms / 2);
+            core.shared.batches.fetch_add(1, Relaxed);
+            let count = pipeline.len();
+            let sent = connection.send_packed_commands(&pipeline, 0, count).await;
+            let result = match sent {
+                Ok(values) => {
+                    self.settle(batch, values, wait, &mut connection, core)
+                        .await
+                }
+                Err(error) => {
+                    for job in batch {
+                        core.complete(job, Err(Failure::Away));
+                    }
+                    Err(error)
+                }
+            };
+            core.flush();
+            if let Err(error) = result {
+                return Some(error);
+            }
+        }
+    }
+
+    fn take_batch(&self, core: &Core) -> Vec<Job> {
+        let mut queue = self.queue.borrow_mut();
+        let mut batch = Vec::with_capacity(queue.len().min(BATCH_MAX));
+        let (mut bytes, now) = (0, Instant::now());
+        while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
+            let Some(job) = queue.pop_front() else { break };
+            if job.deadline <= now {
+                core.complete(job, Err(Failure::Away));
+                continue;
+            }
+            bytes += job.held.as_ref().map_or(0, Held::bytes);
+            batch.push(job);
+        }
+        batch
+    }
+
+    /// Answers a pipeline's jobs, or sends them where they belong.
+    async fn settle(
+        &self,
+        batch: Vec<Job>,
+        values: Vec<Value>,
+        wait: u32,
+        connection: &mut MultiplexedConnection,
+        core: &Core,
+    ) -> redis::RedisResult<()> {
+        let mut values = values.into_iter();
+        let mut answers = Vec::with_capacity(batch.len());
+        for job in batch {
+            if job.asking {
+                // What is said to the asking itself.
+                values.next();
+            }
+            let value = values.next().unwrap_or(Value::Nil);
+            answers.push((job, value));
+        }
+        let safe = wait == 0
+            || matches!(values.next(), Some(Value::Int(count)) if count >= i64::from(wait));
+        let (mut again, mut elsewhere) = (Vec::new(), Vec::new());
+        let (mut pause, mut load) = (false, false);
+        for (mut job, value) in answers {
+            match judge(value, core) {
+                Verdict::Done(Ok(_)) if !safe => core.complete(job, Err(Failure::Away)),
+                Verdict::Done(result) => core.complete(job, result),
+                Verdict::Moved => elsewhere.push(job),
+                Verdict::Ask => {
+                    // For this once; the slot is still here.
+                    job.asking = true;
+                    elsewhere.push(job);
+                }
+                Verdict::Again => {
+                    pause = true;
+                    again.push(job);
+                }
+                Verdict::LoadScripts => {
+                    load = true;
+                    again.push(job);
+                }
+            }
+        }
+        for job in elsewhere.into_iter().rev() {
+            core.shared.redirects.fetch_add(1, Relaxed);
+            let lane = match job.asking {
+                true => core.importing_lane(job.slot),
+                false => core.lane(job.slot, self.is_for_publishes),
+            };
+            let refused = match lane {
+                Some(lane) => lane.push_front(job).err(),
+                None => Some(job),
+            };
+            if let Some(job) = refused {
+                core.complete(job, Err(Failure::Away));
+            }
+        }
+        if load {
+            load_scripts(connection).await?;
+        }
+        if pause {
+            core.flush();
+            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        }
+        let mut queue = self.queue.borrow_mut();
+        for mut job in again.into_iter().rev() {
+            job.asking = false;
+            queue.push_front(job);
+        }
+        Ok(())
+    }
+}
+
+/// Scripts by their text, so that they can be called by their hash.
+async fn load_scripts(connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+    let mut pipeline = Pipeline::new();
+    for script in scripts::all() {
+        pipeline
+            .cmd("SCRIPT")
+            .arg("LOAD")
+            .arg(&script.text)
+            .ignore();
+    }
+    pipeline.exec_async(connection).await
+}
+
+fn build(batch: &[Job], wait: u32, wait_ms: u64) -> Pipeline {
+    let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
+    for job in batch {
+        if job.asking {
+            pipeline.cmd("ASKING");
+        }
+        pipeline.add_command(job.cmd.clone());
+    }
+    if wait > 0 {
+        pipeline.cmd("WAIT").arg(wait).arg(wait_ms);
+    }
+    pipeline
+}
+
+fn judge(value: Value, core: &Core) -> Verdict {
+    let Value::ServerError(error) = value else {
+        return Verdict::Done(Ok(value));
+    };
+    match error.kind() {
+        Some(ServerErrorKind::NoScript) => Verdict::LoadScripts,
+        Some(ServerErrorKind::Moved) => match redirect(&error) {
+            Some((slot, host, port)) if core.note_moved(slot, &host, port) => Verdict::Moved,
+            // A server that is new: soon it is known.
+            Some(_) => Verdict::Again,
+            None => Verdict::Done(Err(Failure::Refused)),
+        },
+        Some(ServerErrorKind::Ask) => match redirect(&error) {
+            Some((slot, host, port)) if core.note_importing(slot, &host, port) => Verdict::Ask,
+            Some(_) => Verdict::Again,
+            None => Verdict::Done(Err(Failure::Refused)),
+        },
+        Some(ServerErrorKind::TryAgain) => Verdict::Again,
+        Some(ServerErrorKind::ReadOnly | ServerErrorKind::ClusterDown) => {
+            // A replica is taking over, or has.
+            core.discover_soon();
+            Verdict::Again
+        }
+        _ => {
+            core.note_refusal(&error);
+            Verdict::Done(Err(Failure::Refused))
+        }
+    }
+}
+
+/// `MOVED 3999 127.0.0.1:6381`: slot, host and port.
+fn redirect(error: &ServerError) -> Option<(u16, String, u16)> {
+    let (slot, addr) = error.details()?.split_once(' ')?;
+    let (host, port) = addr.trim().rsplit_once(':')?;
+    Some((slot.parse().ok()?, host.to_owned(), port.parse().ok()?))
+}
+
+impl From<Failure> for shardwire_proto::broker::BrokerError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Away => Self::Away,
+            Failure::Refused => Self::Failed,
+        }
+    }
+}

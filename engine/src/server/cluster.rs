@@ -1,0 +1,66 @@
+//! Makes this process a node, where Redis is configured.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+use shardwire_proto::cluster::SharedReply;
+use shardwire_proto::ids::Placement;
+
+use crate::cluster::{
+    CALLS_WAITING_MAX, ClusterHandle, Incoming, REPLIES_WAITING_MAX, Setup, start as start_thread,
+};
+use crate::config::Config;
+use crate::registry::RegistryHandle;
+use crate::shard::inbox::{self, Inbox};
+
+/// Says which cluster's apps and credentials the data folder follows.
+const MARKER_FILE: &str = "cluster";
+
+/// How much longer than the liveness deadline it is remembered where a client has connected, ms.
+const OPENED_MARGIN_MS: u64 = 10_000;
+
+/// The node, what shards hear of the others (by shard; nothing where there is no Redis), and what the others ask.
+pub(super) fn start(
+    config: &Config,
+    placement: &Placement,
+    registry: &RegistryHandle,
+    (listen, admin): (SocketAddr, SocketAddr),
+) -> Result<
+    (
+        Option<ClusterHandle>,
+        Vec<Inbox<SharedReply>>,
+        Inbox<Incoming>,
+    ),
+    String,
+> {
+    let inboxes = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(REPLIES_WAITING_MAX));
+    let (replies, shared) = inboxes.unzip();
+    let (to_calls, calls) = inbox::bounded(CALLS_WAITING_MAX);
+    if !config.redis.is_on() {
+        return Ok((None, shared, calls));
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let setup = Setup {
+        redis: config.redis.clone(),
+        placement: placement.clone(),
+        replies,
+        calls: to_calls,
+        registry: registry.clone(),
+        about: json!({
+            "host": host.trim(),
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "startedMs": crate::registry::now_ms(),
+            "listen": listen,
+            "adminListen": admin,
+            "shards": config.cores.len(),
+        }),
+        opened_remembered_ms: config.limits.liveness_ms + OPENED_MARGIN_MS,
+    };
+    let cluster = start_thread(setup)?;
+    registry.join(cluster.clone(), config.data_dir.join(MARKER_FILE));
+    Ok((Some(cluster), shared, calls))
+}

@@ -1,0 +1,307 @@
+"""Two nodes on a real Redis: order, history, resume, dedup, removal, and what happens while Redis is away or has forgotten."""
+
+import contextlib
+import json
+import time
+import urllib.request
+
+import pytest
+
+from harness.client import Client
+from harness.rest import api, call
+from harness.server import SERVER_KEY
+from harness.tls import Authority
+from harness.wait import wait_until
+from test_resume import path_of
+
+
+@pytest.fixture
+def open_client():
+    with contextlib.ExitStack() as stack:
+
+        def make(server, **options):
+            client = Client(server, **options)
+            stack.callback(client.drop)
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def pair(new_redis, new_nodes):
+    redis = new_redis()
+    return redis, new_nodes(redis, 2)
+
+
+def wait_connected(node, connected=1):
+    wait_until(lambda: node.metrics().total("shardwire_broker_connected") == connected, what="Redis to be seen", interval=0.05)
+
+
+def readiness(node):
+    host, port = node.admin
+    with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=5) as answer:
+        return answer.status, json.load(answer)
+
+
+def publish_all(client, channel, values):
+    """One after the other; returns the acks."""
+    return [client.publish(channel, value) for value in values]
+
+
+def test_messages_reach_other_nodes_in_order_and_history_is_one(pair, open_client, channel):
+    _, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    a.subscribe(channel)
+    acks = publish_all(a, channel, range(20))
+    sequences = [ack["sequence"] for ack in acks]
+    assert sequences == list(range(1, 21))
+    for client in (a, b):
+        heard = [client.expect(action="message", channel=channel) for _ in range(20)]
+        assert [m["data"] for m in heard] == list(range(20))
+        assert [m["sequence"] for m in heard] == sequences
+        assert [m["timestamp"] for m in heard] == [ack["timestamp"] for ack in acks]
+        client.nothing_waiting()
+    # Any node tells the same, of pages in both directions.
+    for node in nodes:
+        page = api(node, "GET", path_of(channel) + "?limit=5")
+        assert [m["data"] for m in page["messages"]] == [19, 18, 17, 16, 15] and page["hasMore"]
+    reader = open_client(nodes[1])
+    forward = reader.history(channel, direction="forward", limit=3)
+    assert [m["data"] for m in forward["data"]["messages"]] == [0, 1, 2]
+
+
+def test_the_same_id_on_two_nodes_is_one_message(pair, open_client, channel):
+    _, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    first = a.publish(channel, "x", id="same")
+    second = b.publish(channel, "x", id="same")
+    assert first["sequence"] == second["sequence"] == 1
+    b.expect(action="message", channel=channel)
+    b.nothing_waiting()
+    assert len(api(nodes[0], "GET", path_of(channel))["messages"]) == 1
+
+
+def test_a_publisher_without_echo_does_not_get_its_own(pair, open_client, channel):
+    _, nodes = pair
+    key = "?key=ck_e2e_client_0123456789&echo=false"
+    a, b = open_client(nodes[0], target="/" + key), open_client(nodes[1])
+    a.subscribe(channel)
+    b.subscribe(channel)
+    a.publish(channel, 1)
+    b.expect(action="message", channel=channel)
+    b.publish(channel, 2)
+    assert a.expect(action="message", channel=channel)["data"] == 2
+
+
+def test_rewind_and_position_work_on_the_other_node(pair, open_client, channel):
+    _, nodes = pair
+    a = open_client(nodes[0])
+    publish_all(a, channel, range(5))
+    b = open_client(nodes[1])
+    b.send_json({"action": "subscribe", "channel": channel, "rewind": 2})
+    b.expect(action="subscribed", channel=channel)
+    assert [b.expect(action="message")["data"] for _ in range(2)] == [3, 4]
+    c = open_client(nodes[0])
+    c.send_json({"action": "subscribe", "channel": channel, "since": {}})
+    place = c.expect(action="subscribed", channel=channel)
+    c.drop()
+    a.publish(channel, 5)
+    d = open_client(nodes[1])
+    since = {"epoch": place["epoch"], "sequence": place["sequence"]}
+    d.send_json({"action": "subscribe", "channel": channel, "since": since})
+    assert d.expect(action="subscribed", channel=channel)["recovered"] is True
+    assert d.expect(action="message")["data"] == 5
+    d.nothing_waiting()
+
+
+def test_removed_messages_are_gone_on_all_nodes(pair, open_client, channel):
+    _, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    publish_all(a, channel, range(3))
+    [b.expect(action="message") for _ in range(3)]
+    assert api(nodes[0], "DELETE", path_of(channel))["deleted"] == 3
+    assert api(nodes[1], "GET", path_of(channel))["messages"] == []
+    ack = a.publish(channel, 3)
+    assert ack["sequence"] == 4
+    assert b.expect(action="message")["sequence"] == 4
+    late = open_client(nodes[1])
+    late.send_json({"action": "subscribe", "channel": channel, "rewind": 10})
+    late.expect(action="subscribed", channel=channel)
+    assert late.expect(action="message")["data"] == 3
+    late.nothing_waiting()
+
+
+def test_retention_by_number_holds(new_redis, new_nodes, open_client, channel):
+    config = '[[namespace]]\npattern = "*"\nmessages_max = 10\n'
+    nodes = new_nodes(new_redis(), 1, config=config)
+    a = open_client(nodes[0], key=SERVER_KEY)  # no rate
+    for n in range(300):
+        a.send_json({"action": "publish", "channel": channel, "data": n, "id": f"{n}"})
+    assert [a.expect(action="ack")["sequence"] for _ in range(300)] == list(range(1, 301))
+    page = api(nodes[0], "GET", path_of(channel) + "?limit=100")
+    assert [m["data"] for m in page["messages"]] == list(range(299, 289, -1)) and not page["hasMore"]
+
+
+def test_ephemeral_messages_reach_other_nodes_and_are_not_kept(pair, open_client, channel):
+    _, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    ack = a.publish(channel, 1, persist=False)
+    assert ack.get("sequence") is None
+    assert b.expect(action="message").get("sequence") is None
+    assert api(nodes[1], "GET", path_of(channel))["messages"] == []
+
+
+def test_redis_away_refuses_publishes_keeps_connections_and_heals(pair, open_client, channel):
+    redis, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    acked = [a.publish(channel, n)["sequence"] for n in range(10)]
+    redis.kill()
+    for node in nodes:
+        wait_connected(node, 0)
+    started = time.monotonic()
+    a.send_json({"action": "publish", "channel": channel, "data": "lost", "id": "lost"})
+    a.expect_error(50300, id="lost")
+    assert time.monotonic() - started < 1
+    status, body = readiness(nodes[0])
+    assert status == 200 and body["status"] == "degraded", body
+    redis.start()
+    for node in nodes:
+        wait_connected(node)
+    assert readiness(nodes[0])[1]["status"] == "ready"
+    acked += [a.publish(channel, n)["sequence"] for n in range(10, 20)]
+    assert acked == list(range(1, 21))
+    assert [b.expect(action="message")["data"] for _ in range(20)] == list(range(20))
+    b.nothing_waiting()
+
+
+def test_what_a_node_has_not_heard_is_fetched(pair, open_client, channel):
+    """The topics' socket is killed again and again while others publish."""
+    redis, nodes = pair
+    a, b = open_client(nodes[0], key=SERVER_KEY), open_client(nodes[1])
+    b.subscribe(channel)
+    with redis.client() as admin:
+        for n in range(100):
+            a.publish(channel, n)
+            if n % 20 == 10:
+                admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    assert [b.expect(action="message", timeout=10)["data"] for _ in range(100)] == list(range(100))
+    b.nothing_waiting()
+    lost = nodes[1].metrics().total("shardwire_broker_lost_total")
+    assert lost == 0
+
+
+def test_a_redis_that_has_forgotten_everything_is_told(pair, open_client, channel):
+    redis, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    publish_all(a, channel, range(3))
+    [b.expect(action="message") for _ in range(3)]
+    with redis.client() as admin:
+        admin.flushall()
+    assert a.publish(channel, "new")["sequence"] == 1
+    told = b.expect(action="subscribed", channel=channel)
+    assert told["recovered"] is False
+    assert b.expect(action="message")["data"] == "new"
+
+
+def test_ephemeral_messages_may_stay_on_their_node(new_redis, new_nodes, open_client):
+    redis = new_redis()
+    config = '[[namespace]]\npattern = "live:*"\npersist = false\nephemeral_when_degraded = true\n'
+    nodes = new_nodes(redis, 2, config=config)
+    a, here, there = open_client(nodes[0]), open_client(nodes[0]), open_client(nodes[1])
+    here.subscribe("live:x")
+    there.subscribe("live:x")
+    redis.kill()
+    wait_connected(nodes[0], 0)
+    a.publish("live:x", 1)
+    assert here.expect(action="message")["data"] == 1
+    there.nothing_waiting()
+
+
+def test_scripts_that_redis_has_forgotten_are_loaded_again(pair, open_client, channel):
+    redis, nodes = pair
+    a = open_client(nodes[0])
+    a.publish(channel, 1)
+    with redis.client() as admin:
+        admin.script_flush()
+    assert a.publish(channel, 2)["sequence"] == 2
+
+
+def test_a_lone_publish_costs_one_redis_publish_and_waits_for_nobody(pair, open_client, channel):
+    redis, nodes = pair
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    a.publish(channel, 0)
+    before = redis.calls("spublish")
+    publish_all(a, channel, range(1, 11))
+    assert redis.calls("spublish") - before == 10
+
+
+def test_answers_while_redis_is_away_come_from_nobody(pair, channel):
+    redis, nodes = pair
+    redis.kill()
+    wait_connected(nodes[0], 0)
+    assert call(nodes[0], "GET", path_of(channel)).status == 503
+    assert call(nodes[0], "POST", path_of(channel), {"data": 1}).status == 503
+
+
+def test_tls_and_an_acl_user_with_few_rights(new_redis, new_nodes, open_client, tmp_path, channel):
+    authority = Authority(tmp_path / "ca")
+    acl = ["user default on nopass ~* &* +@all", "user sw on >se:cr@et ~sw:* &sw:* +@all -@dangerous +info"]
+    redis = new_redis(tls=authority, acl=acl)
+    password = tmp_path / "password"
+    password.write_text("se:cr@et\n")
+    broker = f'username = "sw"\npassword_file = "{password}"\nca_file = "{authority.file}"\n'
+    nodes = new_nodes(redis, 2, broker=broker)
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    a.publish(channel, 1)
+    assert b.expect(action="message")["data"] == 1
+    with redis.client() as admin:
+        users = {client["user"] for client in admin.client_list() if client["sub"] != "0" or client["ssub"] != "0"}
+    assert users == {"sw"}
+    assert all("se:cr@et" not in node.log() for node in nodes)
+
+
+def test_an_ack_waits_for_replicas(new_redis, new_nodes, open_client, channel):
+    redis = new_redis(cluster=True)
+    nodes = new_nodes(redis, 1, broker="wait_replicas = 1\npublish_timeout_ms = 600\n")
+    a = open_client(nodes[0])
+    a.publish(channel, 1)
+    assert redis.calls("wait") >= 1
+    # Without a replica nothing is acknowledged, and the retry with one is not another message.
+    master = redis.master_of(f"{{dev:{channel}}}")
+    replica = redis.replica_of(master)
+    replica.kill()
+    a.send_json({"action": "publish", "channel": channel, "data": 2, "id": "again"})
+    a.expect_error(50300, id="again")
+    replica.start()
+    wait_until(lambda: redis.follows(replica), what="the replica to follow", interval=0.05)
+    assert a.publish(channel, 2, id="again")["sequence"] == 2
+    assert a.publish(channel, 3)["sequence"] == 3
+
+
+def test_channels_follow_their_slot_to_another_server(new_redis, new_nodes, open_client):
+    """A slot is moved while messages are published to a channel in it: none is lost, all come in order."""
+    redis = new_redis(cluster=True)
+    nodes = new_nodes(redis, 2)
+    channel = "mover"
+    a, b = open_client(nodes[0], key=SERVER_KEY), open_client(nodes[1])
+    b.subscribe(channel)
+    sent = []
+
+    def publish(count):
+        for _ in range(count):
+            sent.append(len(sent))
+            a.publish(channel, sent[-1])
+
+    publish(20)
+    redis.move_slot(f"{{dev:{channel}}}")
+    publish(20)
+    assert [b.expect(action="message", timeout=15)["data"] for _ in sent] == sent
+    b.nothing_waiting()

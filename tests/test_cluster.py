@@ -1,0 +1,357 @@
+"""Several nodes on one Redis: messages, members, calls and what fails between them."""
+
+import time
+
+import pytest
+
+from harness.admin import admin
+from harness.client import Client
+from harness.cluster import Traffic
+from harness.rest import api, call
+from harness.server import SERVER_KEY
+from harness.wait import wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+CHANNELS = [f"cl:{n}" for n in range(200)]
+LEASE_MS, GRACE_MS = 2000, 2000
+BROKER = f"node_lease_ms = {LEASE_MS}\npublish_timeout_ms = 1000\n"
+CONFIG = f"[websocket]\nself_asserted_ids = true\n[limits]\npresence_grace_ms = {GRACE_MS}\n"
+
+
+@pytest.fixture(params=["single", "cluster"])
+def redis(request, new_redis):
+    return new_redis(cluster=request.param == "cluster")
+
+
+@pytest.fixture
+def cluster(new_nodes):
+    """Nodes with short leases: `cluster(redis, 2)`, all of which know of each other."""
+
+    def make(redis, count, more="", **options):
+        nodes = new_nodes(redis, count, config=CONFIG, broker=BROKER + more, **options)
+        for node in nodes:
+            wait_until(lambda n=node: len(others(n)) == count - 1, 10, "the nodes to know of each other", 0.05)
+        return nodes
+
+    return make
+
+
+@pytest.fixture
+def join():
+    """Opens clients of a node and drops them after the test."""
+    made = []
+
+    def open_client(node, client_id=None):
+        named = f"&clientId={client_id}" if client_id else ""
+        made.append(Client(node, target=f"/?key={SERVER_KEY}{named}"))
+        return made[-1]
+
+    yield open_client
+    for client in made:
+        client.drop()
+
+
+def others(node):
+    return admin(node, "GET", "/nodes")["others"]
+
+
+def do(client, action, channel, **fields):
+    client.send_json({"action": f"presence.{action}", "channel": channel, **fields})
+
+
+def members(node, channel):
+    return {m["clientId"]: m.get("data") for m in api(node, "GET", f"/api/channels/{channel}/presence")["members"]}
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_node_sees_every_acked_message_in_order_and_once(redis, cluster, count):
+    traffic = Traffic(cluster(redis, count), CHANNELS).start()
+    time.sleep(3)
+    total = traffic.finish()
+    assert total > len(CHANNELS), "too little traffic to show anything"
+    print(traffic.figures())
+
+
+def test_one_publish_for_subscribers_on_three_nodes_is_one_in_redis(new_redis, cluster, join):
+    redis = new_redis()
+    nodes = cluster(redis, 3)
+    subscribers = [join(node).subscribe("fan") for node in nodes]
+    before = redis.calls("spublish"), redis.calls("publish")
+    acks = [join(nodes[0]).publish("fan", n) for n in range(10)]
+    for subscriber in subscribers:
+        for ack in acks:
+            subscriber.expect(action="message", channel="fan", sequence=ack["sequence"])
+    assert (redis.calls("spublish") - before[0], redis.calls("publish") - before[1]) == (10, 0)
+
+
+# -- messages while something fails -----------------------------------------------------------------------------------
+
+
+def kill_redis(redis, nodes, _proxy):
+    redis.kill()
+    time.sleep(1)
+    redis.start()
+
+
+def kill_master(redis, nodes, _proxy):
+    key = "{dev:cl:0}"
+    before = redis.master_of(key)
+    before.kill()
+    redis.wait_failover(key, before)
+    # It comes back as a replica: acks wait for one.
+    before.start()
+
+
+def cut_a_node_off(redis, nodes, proxy):
+    proxy.cut()
+    time.sleep(10)
+    proxy.heal()
+
+
+def restart_nodes(redis, nodes, _proxy):
+    for node in nodes:
+        assert node.stop() == 0
+        node.restart_on_same_port()
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_cluster"),
+    [(kill_redis, False), (kill_master, True), (cut_a_node_off, False), (restart_nodes, False)],
+    ids=["redis-killed", "master-killed", "node-cut-off", "nodes-restarted"],
+)
+def test_nothing_acked_is_lost(new_redis, new_proxy, cluster, fault, is_cluster):
+    redis = new_redis(cluster=is_cluster)
+    proxy = None if is_cluster else new_proxy(redis.address)
+    urls = {} if proxy is None else {1: [f"redis://127.0.0.1:{proxy.port}"]}
+    # What Redis has acknowledged, a failover may lose unless a replica has it too.
+    nodes = cluster(redis, 2, urls=urls, more="wait_replicas = 1\n" if is_cluster else "")
+    traffic = Traffic(nodes, CHANNELS[:50], window=8, pause=0.002).start()
+    time.sleep(1)
+    began = time.monotonic()
+    fault(redis, nodes, proxy)
+    during, lasted = traffic.acked(), time.monotonic() - began
+    # Healing is automatic: more is acknowledged than before its end.
+    wait_until(lambda: traffic.acked() > during + 100, 30, "publishes to be acknowledged again", 0.05)
+    total = traffic.finish()
+    print(f"{fault.__name__}: {lasted:.1f} s of disturbance; {total} messages compared; {traffic.figures()}")
+
+
+# -- members --------------------------------------------------------------------------------------------------------
+
+
+def test_members_are_seen_on_all_nodes(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    watcher = join(nodes[1]).subscribe("room")
+    first, second = join(nodes[0], "ann"), join(nodes[1], "ann")
+    do(first, "enter", "room", data={"n": 1})
+    entered = watcher.expect(action="presence.enter")
+    assert entered["clientId"] == "ann" and entered["data"]["data"] == {"n": 1}
+    # Connections of one id on several nodes are one member.
+    do(second, "enter", "room", data={"n": 2})
+    updated = watcher.expect(action="presence.update")
+    assert updated["joinedAt"] == entered["joinedAt"]
+    first.expect(action="presence.update", clientId="ann")
+    do(first, "leave", "room")
+    do(first, "get", "room")
+    listed = first.expect(action="presence.members")["members"]
+    assert [m["clientId"] for m in listed] == ["ann"]
+    do(second, "leave", "room")
+    left = watcher.expect(action="presence.leave")
+    assert left["data"]["data"] == {"n": 2}
+    do(watcher, "get", "room")
+    assert watcher.expect(action="presence.members")["members"] == []
+    watcher.nothing_waiting()
+
+
+def test_a_list_over_http_is_whole_on_a_node_without_receivers(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    for n in range(3):
+        client = join(nodes[0], f"m{n}")
+        do(client, "enter", "far", data={"n": n})
+        client.expect(action="presence.enter", clientId=f"m{n}")
+    assert sorted(members(nodes[1], "far")) == ["m0", "m1", "m2"]
+    page = api(nodes[1], "GET", "/api/channels/far/presence?limit=2")
+    assert [m["clientId"] for m in page["members"]] == ["m0", "m1"] and page["total"] == 3
+    rest = api(nodes[1], "GET", f"/api/channels/far/presence?limit=2&cursor={page['cursor']}")
+    assert [m["clientId"] for m in rest["members"]] == ["m2"]
+
+
+def test_a_lost_client_may_come_back_to_another_node(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    watcher = join(nodes[1]).subscribe("grace")
+    lost = join(nodes[0], "bea")
+    do(lost, "enter", "grace", data={})
+    watcher.expect(action="presence.enter", clientId="bea")
+    lost.drop()
+    time.sleep(0.3)
+    back = join(nodes[1], "bea")
+    time.sleep(GRACE_MS / 1000 + 1)
+    watcher.nothing_waiting()
+    assert list(members(nodes[0], "grace")) == ["bea"]
+    back.drop()
+    dropped = time.monotonic()
+    watcher.expect(action="presence.leave", clientId="bea", timeout=10)
+    assert GRACE_MS / 1000 - 0.1 <= time.monotonic() - dropped < GRACE_MS / 1000 + 2
+    watcher.nothing_waiting()
+
+
+def test_members_of_a_dead_node_leave_once_and_in_time(redis, cluster, join):
+    nodes = cluster(redis, 3)
+    watchers = [join(node).subscribe("dead") for node in nodes[1:]]
+    for n in range(5):
+        do(join(nodes[0], f"d{n}"), "enter", "dead", data={"n": n})
+    # Held by another node too: stays.
+    do(join(nodes[1], "d0"), "enter", "dead", data={})
+    for watcher in watchers:
+        for n in range(5):
+            watcher.expect(action="presence.enter", clientId=f"d{n}")
+        watcher.expect(action="presence.update", clientId="d0")
+    nodes[0].kill()
+    killed = time.monotonic()
+    for watcher in watchers:
+        gone = {watcher.expect(action="presence.leave", timeout=15)["clientId"] for _ in range(4)}
+        assert gone == {"d1", "d2", "d3", "d4"}
+    took = time.monotonic() - killed
+    assert took < LEASE_MS / 1000 + 2, f"{took:.1f} s"
+    time.sleep(0.5)
+    for watcher in watchers:
+        watcher.nothing_waiting()
+    assert list(members(nodes[2], "dead")) == ["d0"]
+    wait_until(lambda: len(others(nodes[1])) == 1, 5, "the dead node to be off the list", 0.05)
+    print(f"members of a dead node have left after {took:.2f} s with a lease of {LEASE_MS} ms")
+
+
+def test_a_node_that_was_cut_off_finds_together_with_the_others(new_redis, new_proxy, cluster, join):
+    redis = new_redis()
+    proxy = new_proxy(redis.address)
+    nodes = cluster(redis, 2, urls={1: [f"redis://127.0.0.1:{proxy.port}"]})
+    far, near = join(nodes[1]).subscribe("part"), join(nodes[0]).subscribe("part")
+    stays, goes = join(nodes[1], "stays"), join(nodes[1], "goes")
+    here = join(nodes[0], "here")
+    for client in (stays, goes, here):
+        do(client, "enter", "part", data={})
+    for watcher in (far, near):
+        for name in ("stays", "goes", "here"):
+            watcher.expect(action="presence.enter", clientId=name)
+    proxy.cut()
+    # Longer than its lease: it is taken for dead.
+    for _ in range(2):
+        near.expect(action="presence.leave", timeout=15)
+    do(here, "leave", "part")
+    near.expect(action="presence.leave", clientId="here")
+    do(goes, "leave", "part")
+    newcomer = join(nodes[0], "newcomer")
+    do(newcomer, "enter", "part", data={"new": True})
+    near.expect(action="presence.enter", clientId="newcomer")
+    # Entering is refused where Redis is away, at once or within the time for it.
+    wait_until(lambda: not admin(nodes[1], "GET", "/nodes")["nodes"][0]["redisUp"], 10, "Redis to be missed", 0.05)
+    refused = join(nodes[1], "refused")
+    do(refused, "enter", "part", data={})
+    refused.expect_error(50300, channel="part")
+    proxy.heal()
+    for node in nodes:
+        wait_until(lambda n=node: sorted(members(n, "part")) == ["newcomer", "stays"], 15, "members to agree", 0.1)
+    near.expect(action="presence.enter", clientId="stays", timeout=10)
+    seen = {(f["action"], f["clientId"]) for f in (far.expect(timeout=10) for _ in range(3))}
+    assert seen == {("presence.leave", "here"), ("presence.leave", "goes"), ("presence.enter", "newcomer")}
+    time.sleep(0.5)
+    for watcher in (far, near):
+        watcher.nothing_waiting()
+
+
+def test_members_of_a_node_that_ends_in_order_may_come_back(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    watcher = join(nodes[1]).subscribe("drain")
+    for name in ("back", "gone"):
+        do(join(nodes[0], name), "enter", "drain", data={})
+        watcher.expect(action="presence.enter", clientId=name)
+    assert nodes[0].stop() == 0
+    join(nodes[1], "back")
+    watcher.expect(action="presence.leave", clientId="gone", timeout=10)
+    time.sleep(GRACE_MS / 1000)
+    watcher.nothing_waiting()
+    assert list(members(nodes[1], "drain")) == ["back"]
+
+
+# -- everything else that is one -----------------------------------------------------------------------------------
+
+
+def test_occupancy_is_that_of_all_nodes(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    for node in nodes:
+        for _ in range(2):
+            join(node).subscribe("occ:a")
+    join(nodes[1]).subscribe("occ:b")
+    do(join(nodes[0], "m"), "enter", "occ:a", data={})
+    for node in nodes:
+        wait_until(lambda n=node: api(n, "GET", "/api/channels/occ:a")["members"] == 1, 5, "the member to be counted")
+        listed = api(node, "GET", "/api/channels?prefix=occ:")["channels"]
+        assert {c["channel"]: (c["subscribers"], c["members"]) for c in listed} == {"occ:a": (4, 1), "occ:b": (1, 0)}
+
+
+def test_calls_reach_clients_of_every_node(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    clients = [join(node, "x") for node in nodes]
+    for client in clients:
+        client.subscribe("call", "other")
+    answer = api(nodes[0], "POST", "/api/clients/x/unsubscribe", {"channel": "call"})
+    assert answer == {"unsubscribed": 2}
+    for client in clients:
+        client.expect(action="unsubscribed", channel="call")
+    listed = admin(nodes[1], "GET", "/connections?clientId=x")["connections"]
+    assert len({c["node"] for c in listed}) == 2
+    # One by one, over the node that does not have it; page by page.
+    page = admin(nodes[1], "GET", "/connections?clientId=x&limit=1")
+    rest = admin(nodes[1], "GET", f"/connections?clientId=x&limit=1&cursor={page['cursor']}")
+    assert [c["id"] for c in page["connections"] + rest["connections"]] == [c["id"] for c in listed]
+    for one in listed:
+        assert admin(nodes[0], "GET", f"/connections/{one['id']}")["channels"] == ["other"]
+    assert api(nodes[0], "POST", "/api/clients/x/disconnect", {}) == {"disconnected": 2}
+    for node in nodes:
+        wait_until(lambda n=node: admin(n, "GET", "/connections?clientId=x")["connections"] == [], 5, "them to be gone")
+
+
+def test_keys_and_revocations_reach_every_node(redis, cluster, join):
+    nodes = cluster(redis, 2)
+    made = admin(nodes[0], "POST", "/apps/dev/keys", {"kind": "server"})
+    key, id = made["key"], made["id"]
+    wait_until(lambda: call(nodes[1], "GET", "/api/channels", key=key).status == 200, 5, "the key to count", 0.02)
+    client = Client(nodes[1], key=key)
+    admin(nodes[0], "DELETE", f"/apps/dev/keys/{id}")
+    wait_until(lambda: call(nodes[1], "GET", "/api/channels", key=key).status == 401, 5, "the key to be gone", 0.02)
+    client.expect_close(4003)
+
+
+def test_a_node_that_was_away_catches_up_with_keys(new_redis, cluster):
+    redis = new_redis()
+    nodes = cluster(redis, 2)
+    assert nodes[1].stop() == 0
+    made = admin(nodes[0], "POST", "/apps", {"id": "later"})
+    assert made["id"] == "later"
+    nodes[1].restart_on_same_port()
+    wait_until(lambda: "later" in [a["id"] for a in admin(nodes[1], "GET", "/apps")["apps"]], 5, "the app to be there", 0.05)
+    admin(nodes[1], "DELETE", "/apps/later")
+    wait_until(lambda: "later" not in [a["id"] for a in admin(nodes[0], "GET", "/apps")["apps"]], 5, "it to go", 0.05)
+
+
+def test_nodes_are_listed_with_their_health(new_redis, cluster, join):
+    redis = new_redis()
+    nodes = cluster(redis, 3)
+    join(nodes[1])
+    entry = wait_until(
+        lambda: next((n for n in others(nodes[0]) if n["listen"] == "%s:%d" % nodes[1].address and n["connections"]), None),
+        5, "the connection to be told", 0.05,
+    )
+    assert entry["connections"] == 1 and entry["silentMs"] < 2000 and entry["pid"] == nodes[1].process.pid
+    # Readiness goes on, and says so, while Redis is away.
+    redis.kill()
+    wait_until(lambda: not admin(nodes[0], "GET", "/nodes")["nodes"][0]["redisUp"], 10, "Redis to be missed", 0.05)
+    status, _, _ = nodes[0].admin_get("/readyz")
+    assert status == 200
+    redis.start()
+    wait_until(lambda: len(others(nodes[0])) == 2, 10, "the nodes to be back", 0.05)
