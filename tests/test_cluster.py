@@ -7,6 +7,7 @@ import pytest
 from harness.admin import admin
 from harness.client import Client
 from harness.cluster import Traffic
+from harness.rawws import Refused
 from harness.rest import api, call
 from harness.server import SERVER_KEY
 from harness.wait import wait_until
@@ -355,3 +356,31 @@ def test_nodes_are_listed_with_their_health(new_redis, cluster, join):
     assert status == 200
     redis.start()
     wait_until(lambda: len(others(nodes[0])) == 2, 10, "the nodes to be back", 0.05)
+
+
+def test_a_plan_is_one_over_all_nodes(new_redis, cluster, join):
+    nodes = cluster(new_redis(), 2)
+    admin(nodes[0], "PUT", "/plans/small", {"messagesPerDay": 200, "connectionsMax": 4})
+    admin(nodes[0], "PATCH", "/apps/dev", {"settings": {"plan": "small"}})
+    wait_until(lambda: admin(nodes[1], "GET", "/apps/dev")["settings"].get("plan") == "small", 5, "the plan to be everywhere")
+    clients = [join(node) for node in nodes]
+    codes, accepted = set(), 0
+    for n in range(400):
+        client = clients[n % 2]
+        client.send_json({"action": "publish", "channel": "plan", "data": n, "id": f"m{n}"})
+        answer = client.expect(id=f"m{n}")
+        if answer["action"] == "ack":
+            accepted += 1
+            # Slowly beside how often nodes tell each other what they have used.
+            time.sleep(0.03)
+        else:
+            codes.add(answer["code"])
+    # What the nodes may take before they hear of each other: 1.5 s of it.
+    assert codes == {42912} and 200 - 25 <= accepted <= 200 + 60, (codes, accepted)
+    join(nodes[0]), join(nodes[0])
+    time.sleep(2)
+    with pytest.raises(Refused) as too_many:
+        for _ in range(3):
+            join(nodes[1])
+    assert too_many.value.answer.status == 429
+    print(f"{accepted} messages of a plan of 200, on two nodes in turn")

@@ -200,8 +200,8 @@ pub fn run(
         .unzip();
     let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
-    let (cluster, shared, calls) =
-        cluster::start(&config, &placement, &registry, (listen, admin)).map_err(RunError::Cluster)?;
+    let (cluster, shared, calls) = cluster::start(&config, &placement, &registry, (listen, admin))
+        .map_err(RunError::Cluster)?;
     if let Some(cluster) = &cluster {
         usage.join(cluster.clone());
     }

@@ -112,9 +112,16 @@ impl Redis {
                 }
                 let stream = self.stream(&channel);
                 let after = follow.after.as_ref().map_or(0, |p| {
-                    if *p.epoch == *stream.epoch { p.sequence } else { 0 }
+                    if *p.epoch == *stream.epoch {
+                        p.sequence
+                    } else {
+                        0
+                    }
                 });
-                let gone = stream.records.front().map_or(stream.last, |r| r.sequence - 1);
+                let gone = stream
+                    .records
+                    .front()
+                    .map_or(stream.last, |r| r.sequence - 1);
                 let newest = stream.records.iter().filter(|r| r.sequence > after);
                 let loaded = Loaded {
                     epoch: (*stream.epoch).into(),
@@ -178,7 +185,14 @@ impl Pair {
                 ..Options::default()
             };
             let rng = Rng::new(seed);
-            World::with(2, options, Chaos { rng, ..Chaos::default() })
+            World::with(
+                2,
+                options,
+                Chaos {
+                    rng,
+                    ..Chaos::default()
+                },
+            )
         };
         let mut pair = Self {
             nodes: vec![node(1), node(2)],
@@ -266,7 +280,9 @@ impl Pair {
     fn messages(&self, node: usize) -> Vec<usize> {
         let is_message = |r: &BrokerReply| matches!(r, BrokerReply::Message { .. });
         let way = self.redis.ways[node].iter().enumerate();
-        way.filter(|(_, (_, r))| is_message(r)).map(|(i, _)| i).collect()
+        way.filter(|(_, (_, r))| is_message(r))
+            .map(|(i, _)| i)
+            .collect()
     }
 }
 
@@ -281,7 +297,10 @@ fn every_node_delivers_in_order_and_the_publisher_is_told() {
     assert_eq!(p.take(1, b), ["subscribed c", "c#1 1", "c#2 2"]);
     let mut own = p.take(0, a);
     own.sort();
-    assert_eq!(own, ["ack 1 c#1", "ack 2 c#2", "c#1 1", "c#2 2", "subscribed c"]);
+    assert_eq!(
+        own,
+        ["ack 1 c#1", "ack 2 c#2", "c#1 1", "c#2 2", "subscribed c"]
+    );
 }
 
 #[test]
@@ -371,7 +390,13 @@ fn what_the_stream_has_lost_is_told() {
     let heard = p.take(1, b);
     assert_eq!(
         heard,
-        ["subscribed c", "c#1 1", "subscribed c recovered=false at 2", "c#3 3", "c#4 4"]
+        [
+            "subscribed c",
+            "c#1 1",
+            "subscribed c recovered=false at 2",
+            "c#3 3",
+            "c#4 4"
+        ]
     );
 }
 
@@ -423,7 +448,10 @@ fn ephemeral_messages_may_stay_on_their_node_while_redis_is_away() {
     p.set_up(false);
     p.publish(0, a, "live:x", "2");
     p.settle();
-    assert_eq!(p.take(0, own), ["subscribed live:x", "live:x#- 1", "live:x#- 2"]);
+    assert_eq!(
+        p.take(0, own),
+        ["subscribed live:x", "live:x#- 1", "live:x#- 2"]
+    );
     assert_eq!(p.take(1, b), ["subscribed live:x", "live:x#- 1"]);
 }
 
@@ -457,11 +485,18 @@ fn a_resume_on_another_node_gets_what_was_missed() {
     let epoch = p.redis.streams["c"].epoch.to_string();
     let b = p.nodes[1].connect(1);
     let since = json!({"epoch": epoch, "sequence": 1});
-    p.nodes[1].send(b, &json!({"action": "subscribe", "channel": "c", "since": since}));
+    p.nodes[1].send(
+        b,
+        &json!({"action": "subscribe", "channel": "c", "since": since}),
+    );
     p.settle();
     assert_eq!(
         p.take(1, b),
-        ["subscribed c recovered=true at 3", "c#2 2 replay", "c#3 3 replay"]
+        [
+            "subscribed c recovered=true at 3",
+            "c#2 2 replay",
+            "c#3 3 replay"
+        ]
     );
 }
 

@@ -116,10 +116,7 @@ impl Exchange {
 }
 
 /// Adds this node's messages to those of all, and returns what the others have of the apps that are served here.
-async fn count_messages(
-    session: &Session,
-    out: &Out,
-) -> RedisResult<HashMap<Arc<str>, Elsewhere>> {
+async fn count_messages(session: &Session, out: &Out) -> RedisResult<HashMap<Arc<str>, Elsewhere>> {
     let day = day_of(crate::registry::now_ms());
     let mut taken: Vec<(Arc<str>, AppUse)> = Vec::new();
     {
@@ -169,7 +166,10 @@ async fn count(
     let month = month_of(day);
     let mut both = Vec::new();
     // Each hash by itself: in a cluster they are on different servers.
-    for key in [format!("messages:day:{day}"), format!("messages:month:{month}")] {
+    for key in [
+        format!("messages:day:{day}"),
+        format!("messages:month:{month}"),
+    ] {
         let key = session.keys.global(&key);
         if taken.iter().any(|(_, here)| here.messages > 0) {
             let mut pipe = redis::pipe();
@@ -185,7 +185,12 @@ async fn count(
             .arg(apps)
             .query_async(&mut commands)
             .await?;
-        both.push(counts.into_iter().map(|count| count.unwrap_or(0)).collect::<Vec<_>>());
+        both.push(
+            counts
+                .into_iter()
+                .map(|count| count.unwrap_or(0))
+                .collect::<Vec<_>>(),
+        );
     }
     let months = both.pop().unwrap_or_default();
     let days = both.pop().unwrap_or_default();

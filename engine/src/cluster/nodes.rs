@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::limits::{self, Exchange};
-use super::{lock, mirror};
 use super::session::{Session, node_of};
 use super::thread::Out;
+use super::{lock, mirror};
 
 /// How often a node says that it is there.
 const BEAT: Duration = Duration::from_millis(500);

@@ -437,10 +437,18 @@ fn certificates_of_both_listeners() {
 fn the_readme_lists_every_setting() {
     let readme = include_str!("../../../README.md");
     let config = serde_json::to_value(load("").unwrap()).unwrap();
-    let mut names: Vec<String> = [LISTEN, ADMIN_LISTEN, DATA_DIR, SHARDS, CORES, LOG_LEVEL, REDIS_URL]
-        .iter()
-        .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
-        .collect();
+    let mut names: Vec<String> = [
+        LISTEN,
+        ADMIN_LISTEN,
+        DATA_DIR,
+        SHARDS,
+        CORES,
+        LOG_LEVEL,
+        REDIS_URL,
+    ]
+    .iter()
+    .flat_map(|name| [name.flag, name.env, name.key].map(str::to_owned))
+    .collect();
     for section in [
         "limits",
         "websocket",

@@ -101,7 +101,11 @@ pub(super) fn render(page: &mut Page, broker: &BrokerStats, shards: &[(ShardId, 
         page.sample(name, &[("result", &result)], count);
     }
     let name = "shardwire_broker_publish_seconds";
-    page.family(name, "histogram", "From a shard's hand-over to the answer of Redis.");
+    page.family(
+        name,
+        "histogram",
+        "From a shard's hand-over to the answer of Redis.",
+    );
     page.histogram(name, &[], &broker.publish);
     render_seen(page, shards);
 }

@@ -50,8 +50,11 @@ impl Mirror {
 
     /// Makes changes for all nodes.
     pub(super) fn commit(&mut self, changes: &[DocumentChange]) -> Committed {
-        let changes: Vec<DocumentChange> =
-            changes.iter().filter(|c| is_shared(kind_of(c))).cloned().collect();
+        let changes: Vec<DocumentChange> = changes
+            .iter()
+            .filter(|c| is_shared(kind_of(c)))
+            .cloned()
+            .collect();
         if changes.is_empty() {
             return Committed::Done;
         }

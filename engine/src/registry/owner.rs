@@ -12,8 +12,8 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::shard::KeyUse;
 
 use super::documents::{Document, Documents};
-use super::mirrored::{Committed, Mirror};
 use super::jwks::{self, Fetcher};
+use super::mirrored::{Committed, Mirror};
 use super::{Job, LastUsed, Shared, lock, now_ms};
 use crate::cluster::Mirrored;
 use crate::shard::inbox::InboxSender;

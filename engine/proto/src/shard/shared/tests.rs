@@ -123,7 +123,11 @@ impl Redis {
                 held.insert(node.to_owned());
                 self.set_holders(&h.client_id, held);
             } else {
-                let joined = if h.joined_at == 0 { self.now_us } else { h.joined_at };
+                let joined = if h.joined_at == 0 {
+                    self.now_us
+                } else {
+                    h.joined_at
+                };
                 let state = h.state.as_deref().unwrap_or("");
                 self.enter(&h.client_id, node, format!("{joined}:{state}"));
             }
@@ -248,7 +252,8 @@ impl World {
         node.is_cut = false;
         node.leases += 1;
         node.topic.clear();
-        node.shard.handle_shared(SharedReply::Health { is_up: true }, now);
+        node.shard
+            .handle_shared(SharedReply::Health { is_up: true }, now);
         node.shard.handle_topic_ready(slot, now);
     }
 
@@ -293,9 +298,11 @@ impl World {
         }
         let lease = node.lease();
         let position = match &op {
-            SharedOp::Put { client_id, state, .. } => {
-                self.redis.put(client_id, &lease, state.as_deref().unwrap_or(""))
-            }
+            SharedOp::Put {
+                client_id, state, ..
+            } => self
+                .redis
+                .put(client_id, &lease, state.as_deref().unwrap_or("")),
             SharedOp::Leave { client_id, .. } | SharedOp::Away { client_id, .. } => {
                 self.redis.release(client_id, &lease)
             }
@@ -317,13 +324,16 @@ impl World {
             return;
         }
         let reply = match op {
-            SharedOp::Put { ticket, channel, .. } | SharedOp::Leave { ticket, channel, .. } => {
-                SharedReply::Done {
-                    ticket,
-                    channel,
-                    result: Ok(position),
-                }
+            SharedOp::Put {
+                ticket, channel, ..
             }
+            | SharedOp::Leave {
+                ticket, channel, ..
+            } => SharedReply::Done {
+                ticket,
+                channel,
+                result: Ok(position),
+            },
             SharedOp::Snapshot { channel, number } => SharedReply::Snapshot {
                 channel,
                 number,
@@ -363,8 +373,13 @@ impl World {
                     EventKind::Leave => node.told.remove(&client),
                     EventKind::Enter | EventKind::Update => node.told.insert(client, state),
                 };
-                let is_right = !node.has_looked || before.is_some() == (event.kind != EventKind::Enter);
-                assert!(is_right, "seed {seed}: {} is told {event:?}, had {before:?}", node.name);
+                let is_right =
+                    !node.has_looked || before.is_some() == (event.kind != EventKind::Enter);
+                assert!(
+                    is_right,
+                    "seed {seed}: {} is told {event:?}, had {before:?}",
+                    node.name
+                );
             }
         }
     }
@@ -384,7 +399,12 @@ impl World {
         let channel = self.nodes[number].shard.home.get(self.slot(number));
         let members = channel.and_then(|c| c.members.as_deref()).into_iter();
         let listed = members.flat_map(|m| m.list(None));
-        let listed = listed.map(|m| (m.client_id.to_string(), m.state.unwrap_or("".into()).to_string()));
+        let listed = listed.map(|m| {
+            (
+                m.client_id.to_string(),
+                m.state.unwrap_or("".into()).to_string(),
+            )
+        });
         listed.collect()
     }
 }
@@ -402,7 +422,10 @@ fn run(seed: u64) {
         match rng.below(24) {
             0..4 => {
                 let state = Some(format!("s{step}").into());
-                let op = PresenceOp::Put { number: step, state };
+                let op = PresenceOp::Put {
+                    number: step,
+                    state,
+                };
                 world.act(number, client, conn, op);
             }
             4..7 => world.act(number, client, conn, PresenceOp::Leave { number: step }),
@@ -460,7 +483,10 @@ fn run(seed: u64) {
     let mut held = BTreeSet::new();
     for number in 1..3 {
         assert_eq!(world.members(number), truth, "seed {seed}: node {number}");
-        assert_eq!(world.nodes[number].told, truth, "seed {seed}: told by node {number}");
+        assert_eq!(
+            world.nodes[number].told, truth,
+            "seed {seed}: told by node {number}"
+        );
         let channel = world.nodes[number].shard.home.get(world.slot(number));
         let shared = channel.and_then(|c| c.shared.as_deref()).unwrap();
         held.extend(shared.held().map(|(client, _)| client.to_string()));
