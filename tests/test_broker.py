@@ -10,6 +10,7 @@ import pytest
 from harness.client import Client
 from harness.rest import api, call
 from harness.server import SERVER_KEY
+from harness.tls import Authority
 from harness.wait import wait_until
 from test_resume import path_of
 
@@ -137,7 +138,9 @@ def test_retention_by_number_holds(new_redis, new_nodes, open_client, channel):
     config = '[[namespace]]\npattern = "*"\nmessages_max = 10\n'
     nodes = new_nodes(new_redis(), 1, config=config)
     a = open_client(nodes[0], key=SERVER_KEY)  # no rate
-    publish_all(a, channel, range(300))
+    for n in range(300):
+        a.send_json({"action": "publish", "channel": channel, "data": n, "id": f"{n}"})
+    assert [a.expect(action="ack")["sequence"] for _ in range(300)] == list(range(1, 301))
     page = api(nodes[0], "GET", path_of(channel) + "?limit=100")
     assert [m["data"] for m in page["messages"]] == list(range(299, 289, -1)) and not page["hasMore"]
 
@@ -245,3 +248,60 @@ def test_answers_while_redis_is_away_come_from_nobody(pair, channel):
     wait_connected(nodes[0], 0)
     assert call(nodes[0], "GET", path_of(channel)).status == 503
     assert call(nodes[0], "POST", path_of(channel), {"data": 1}).status == 503
+
+
+def test_tls_and_an_acl_user_with_few_rights(new_redis, new_nodes, open_client, tmp_path, channel):
+    authority = Authority(tmp_path / "ca")
+    acl = ["user default on nopass ~* &* +@all", "user sw on >se:cr@et ~sw:* &sw:* +@all -@dangerous +info"]
+    redis = new_redis(tls=authority, acl=acl)
+    password = tmp_path / "password"
+    password.write_text("se:cr@et\n")
+    broker = f'username = "sw"\npassword_file = "{password}"\nca_file = "{authority.file}"\n'
+    nodes = new_nodes(redis, 2, broker=broker)
+    a, b = open_client(nodes[0]), open_client(nodes[1])
+    b.subscribe(channel)
+    a.publish(channel, 1)
+    assert b.expect(action="message")["data"] == 1
+    with redis.client() as admin:
+        users = {client["user"] for client in admin.client_list() if client["sub"] != "0" or client["ssub"] != "0"}
+    assert users == {"sw"}
+    assert all("se:cr@et" not in node.log() for node in nodes)
+
+
+def test_an_ack_waits_for_replicas(new_redis, new_nodes, open_client, channel):
+    redis = new_redis(cluster=True)
+    nodes = new_nodes(redis, 1, broker="wait_replicas = 1\npublish_timeout_ms = 600\n")
+    a = open_client(nodes[0])
+    a.publish(channel, 1)
+    assert redis.calls("wait") >= 1
+    # Without a replica nothing is acknowledged, and the retry with one is not another message.
+    master = redis.master_of(f"{{dev:{channel}}}")
+    replica = redis.replica_of(master)
+    replica.kill()
+    a.send_json({"action": "publish", "channel": channel, "data": 2, "id": "again"})
+    a.expect_error(50300, id="again")
+    replica.start()
+    wait_until(lambda: redis.follows(replica), what="the replica to follow", interval=0.05)
+    assert a.publish(channel, 2, id="again")["sequence"] == 2
+    assert a.publish(channel, 3)["sequence"] == 3
+
+
+def test_channels_follow_their_slot_to_another_server(new_redis, new_nodes, open_client):
+    """A slot is moved while messages are published to a channel in it: none is lost, all come in order."""
+    redis = new_redis(cluster=True)
+    nodes = new_nodes(redis, 2)
+    channel = "mover"
+    a, b = open_client(nodes[0], key=SERVER_KEY), open_client(nodes[1])
+    b.subscribe(channel)
+    sent = []
+
+    def publish(count):
+        for _ in range(count):
+            sent.append(len(sent))
+            a.publish(channel, sent[-1])
+
+    publish(20)
+    redis.move_slot(f"{{dev:{channel}}}")
+    publish(20)
+    assert [b.expect(action="message", timeout=15)["data"] for _ in sent] == sent
+    b.nothing_waiting()

@@ -209,6 +209,30 @@ class RedisCluster:
                     return server
         return None
 
+    def replica_of(self, master):
+        """A living replica of a master."""
+        for server in self.servers:
+            if server.alive():
+                with server.client() as client:
+                    replication = client.info("replication")
+                if replication.get("master_port") == master.port:
+                    return server
+        return None
+
+    def move_slot(self, key):
+        """Moves the slot of `key`, with all that is in it, to another master."""
+        source = self.master_of(key)
+        slot = self.ask(source, "CLUSTER", "KEYSLOT", key)
+        target = next(s for s in self.servers[: self.masters] if s is not source and s.alive())
+        ids = [self.ask(server, "CLUSTER", "MYID") for server in (source, target)]
+        self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
+        self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
+        while keys := self.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            self.ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for server in (target, source, *self.servers[: self.masters]):
+            if server.alive():
+                self.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])
+
     def wait_failover(self, key, before, timeout=15):
         """Until another than `before` has the slot of `key`."""
         return wait_until(

@@ -110,8 +110,10 @@ pub enum BrokerReply {
 }
 
 /// What became of a publish.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerPublished {
+    /// The numbering that the sequence belongs to.
+    pub epoch: Box<str>,
     /// None for an ephemeral message.
     pub sequence: Option<u64>,
     pub timestamp: u64,

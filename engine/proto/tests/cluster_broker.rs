@@ -78,6 +78,7 @@ impl Redis {
                     None => 0,
                 };
                 let result = Ok(BrokerPublished {
+                    epoch: (*stream.epoch).into(),
                     sequence: Some(sequence).filter(|s| *s > 0),
                     timestamp,
                     duplicate: known.is_some(),

@@ -52,6 +52,9 @@ impl Access {
         } else {
             Some(read(&config.ca_file)?)
         };
+        // The client library asks for the process's own; another one is there for another library. Fails where one is
+        // installed already, which is as well.
+        _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut seeds = Vec::new();
         for url in &config.urls {
             let info = url.parse().map_err(|error| format!("{url}: {error}"))?;

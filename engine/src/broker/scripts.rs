@@ -90,10 +90,11 @@ pub(super) fn published(value: &Value) -> Option<BrokerPublished> {
     let Value::Array(parts) = value else {
         return None;
     };
-    let [duplicate, sequence, timestamp] = parts.as_slice() else {
+    let [duplicate, sequence, timestamp, Value::BulkString(epoch)] = parts.as_slice() else {
         return None;
     };
     Some(BrokerPublished {
+        epoch: std::str::from_utf8(epoch).ok()?.into(),
         sequence: Some(integer(sequence)?).filter(|s| *s > 0),
         timestamp: integer(timestamp)?,
         duplicate: integer(duplicate)? == 1,

@@ -56,6 +56,7 @@ pub(super) fn options(config: &Config) -> Options {
         recovery_overlap_ms: config.history.recovery_overlap_ms,
         ring_bytes_max: config.history.ring_bytes_max,
         clustered: config.redis.is_on(),
+        shared_store: false,
     }
 }
 

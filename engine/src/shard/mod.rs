@@ -303,8 +303,8 @@ impl<C: Core> ShardRuntime<C> {
         }
     }
 
-    /// Takes what the broker has done or heard, until the task is dropped. A batch ends in a turn where it has filled
-    /// outboxes, so that a busy broker does not make slow consumers of fast ones.
+    /// Takes what the broker has done or heard, until the task is dropped. Where a batch fills outboxes its rest waits
+    /// until connections have had a turn to send, so that a busy broker does not make slow consumers of fast ones.
     pub async fn hear_broker(self: Rc<Self>, inbox: inbox::Inbox<Vec<BrokerReply>>) {
         loop {
             for reply in inbox.recv().await {
@@ -315,6 +315,7 @@ impl<C: Core> ShardRuntime<C> {
                 };
                 if due {
                     self.end_turn();
+                    glommio::executor().yield_now().await;
                 }
             }
             self.schedule_turn();

@@ -26,7 +26,8 @@ use crate::limits::{
     RING_LOAD_MESSAGES,
 };
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, ShardMsg};
-use crate::record::{Loaded, Record, StoreReply, Ticket};
+use crate::namespace::Settings;
+use crate::record::{Change, Loaded, Record, Retention, StoreReply, StoredChannel, Ticket};
 use crate::wire::wsocket::{Position, write_subscribed_since};
 
 /// The broker as one shard sees it.
@@ -46,7 +47,7 @@ pub(super) struct BrokerState {
 
 /// A publish under way.
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     publish: Arc<OwnedPublish>,
     slot: u32,
     number: u64,
@@ -130,22 +131,23 @@ impl Shard {
     pub(super) fn publish_to_broker(&mut self, publish: Arc<OwnedPublish>, now: Now) {
         let item = publish.borrow();
         let slot = self.enter_home(item.app, item.channel, item.hash, now);
-        let taken =
-            if !self.broker.up || self.broker.publishes.len() >= BROKER_PUBLISHES_PENDING_MAX {
-                Err(ErrorCode::Unavailable)
-            } else {
-                self.check_room(slot, false)
-                    .and_then(|()| self.admit_at_home(slot, now))
-            };
+        let full = self.broker.publishes.len() >= BROKER_PUBLISHES_PENDING_MAX || self.store_full();
+        let taken = if !self.broker.up || full {
+            Err(ErrorCode::Unavailable)
+        } else {
+            self.check_room(slot, false)
+                .and_then(|()| self.admit_at_home(slot, now))
+        };
         let channel = self.home.get(slot).map(|c| (c.number, c.settings));
         match (taken, channel) {
             (Ok(()), Some((number, settings))) => {
                 let ticket = self.next_ticket();
                 let stored = item.persist && settings.persist;
+                let retention = self.broker_retention(&settings);
                 self.broker.ops.push(BrokerOp::Publish(BrokerPublish {
                     ticket,
                     publish: publish.clone(),
-                    retention: stored.then_some(settings.retention),
+                    retention: stored.then_some(retention),
                 }));
                 let waiting = Waiting {
                     publish,
@@ -171,33 +173,85 @@ impl Shard {
         let Some(waiting) = self.broker.publishes.remove(&ticket) else {
             return;
         };
-        let item = waiting.publish.borrow();
-        let channel = self.home.get(waiting.slot);
-        let slot = channel
-            .filter(|c| c.number == waiting.number)
-            .map(|_| waiting.slot);
         match result {
-            Ok(done) => {
-                if done.duplicate {
-                    self.counters.duplicates += 1;
-                    slot.inspect(|slot| self.unadmit_at_home(*slot));
-                } else {
-                    slot.inspect(|slot| self.count_accepted(*slot));
-                }
-                let position = Position {
-                    timestamp: done.timestamp,
-                    sequence: done.sequence,
-                };
-                let (origin, id) = (item.origin, item.id);
-                self.confirm(origin, item.channel, id, position, done.duplicate, now);
-            }
-            Err(_) => {
-                slot.inspect(|slot| self.unadmit_at_home(*slot));
-                self.counters.publishes_refused += 1;
-                let result = Err(ErrorCode::Unavailable);
-                self.answer_publisher(item.origin, item.channel, item.id, result, now);
-            }
+            Ok(place) => match place.sequence.filter(|_| self.options.shared_store) {
+                Some(sequence) => self.store_waiting(waiting, sequence, place),
+                None => self.confirm_waiting(&waiting, &place, now),
+            },
+            Err(_) => self.refuse_waiting(&waiting, now),
         }
+    }
+
+    /// The broker has numbered a message: the store has to have it too. A repeated one as well: its first publisher may
+    /// have been told of an error, or have died.
+    fn store_waiting(&mut self, waiting: Waiting, sequence: u64, place: BrokerPublished) {
+        let item = waiting.publish.borrow();
+        let record = Record {
+            sequence,
+            timestamp: place.timestamp,
+            id: item.id.into(),
+            publisher: item.publisher.into(),
+            data: item.data.into(),
+        };
+        let settings = self.apps.settings(item.app, item.channel);
+        let channel = StoredChannel {
+            app: item.app.clone(),
+            name: item.channel.into(),
+            epoch: place.epoch.clone(),
+        };
+        let change = Change::Append {
+            record: Arc::new(record),
+            retention: settings.retention,
+        };
+        self.store_numbered((channel, change), waiting, place);
+    }
+
+    /// A message is where it has to be: its publisher is told.
+    pub(super) fn confirm_waiting(&mut self, waiting: &Waiting, place: &BrokerPublished, now: Now) {
+        let item = waiting.publish.borrow();
+        if place.duplicate {
+            self.counters.duplicates += 1;
+            self.unadmit_waiting(waiting);
+        } else if self.is_home_of(waiting) {
+            self.count_accepted(waiting.slot);
+        }
+        let position = Position {
+            timestamp: place.timestamp,
+            sequence: place.sequence,
+        };
+        let (origin, id) = (item.origin, item.id);
+        self.confirm(origin, item.channel, id, position, place.duplicate, now);
+    }
+
+    /// A message is not known to be where it has to be.
+    pub(super) fn refuse_waiting(&mut self, waiting: &Waiting, now: Now) {
+        let item = waiting.publish.borrow();
+        self.unadmit_waiting(waiting);
+        self.counters.publishes_refused += 1;
+        let result = Err(ErrorCode::Unavailable);
+        self.answer_publisher(item.origin, item.channel, item.id, result, now);
+    }
+
+    fn unadmit_waiting(&mut self, waiting: &Waiting) {
+        if self.is_home_of(waiting) {
+            self.unadmit_at_home(waiting.slot);
+        }
+    }
+
+    /// Whether the slot still has the channel that it had.
+    fn is_home_of(&self, waiting: &Waiting) -> bool {
+        let channel = self.home.get(waiting.slot);
+        channel.is_some_and(|c| c.number == waiting.number)
+    }
+
+    /// What the broker keeps of a channel: everything, or what resume needs where the store has everything.
+    fn broker_retention(&self, settings: &Settings) -> Retention {
+        let mut retention = settings.retention;
+        if self.options.shared_store {
+            let resume_max = self.options.limits.resume_messages_max as u64;
+            retention.messages_max = retention.messages_max.min(resume_max);
+        }
+        retention
     }
 
     /// Publishes under way.

@@ -118,8 +118,10 @@ pub struct Options {
     pub recovery_overlap_ms: u64,
     /// Messages of this shard's channels kept in memory, bytes.
     pub ring_bytes_max: usize,
-    /// There are other nodes: messages are ordered and kept by the broker between them.
+    /// There are other nodes: messages are ordered by the broker between them, and kept by it.
     pub clustered: bool,
+    /// All nodes write one store: the broker keeps what resume needs, the store keeps everything.
+    pub shared_store: bool,
 }
 
 impl Default for Options {
@@ -137,6 +139,7 @@ impl Default for Options {
             recovery_overlap_ms: 0,
             ring_bytes_max: RING_BYTES_MAX,
             clustered: false,
+            shared_store: false,
         }
     }
 }

@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::cluster::Waiting;
 use super::lookup::{Deferred, ReadFor};
 use super::{Output, Shard};
+use crate::broker::BrokerPublished;
 use crate::channel::home::LogState;
 use crate::channel::log::Pending;
 use crate::error::ErrorCode;
 use crate::ids::{ChannelKey, Now, RequestId, ShardId};
 use crate::limits::STORE_OPS_PENDING_MAX;
 use crate::msg::ShardMsg;
-use crate::record::{Change, Record, StoreOp, StoreRead, StoreReply, Ticket};
+use crate::record::{Change, Record, StoreOp, StoreRead, StoreReply, StoredChannel, Ticket};
 
 /// The store as one shard sees it.
 #[derive(Debug, Default)]
@@ -53,12 +55,20 @@ enum UnderWay {
         shard: ShardId,
         request: RequestId,
     },
+    /// A message that the broker has numbered: its publisher waits for the store as well.
+    Numbered {
+        waiting: Waiting,
+        place: BrokerPublished,
+        generation: u32,
+    },
 }
 
 impl UnderWay {
     fn generation(&self) -> u32 {
         match self {
-            Self::Append { generation, .. } | Self::Clear { generation, .. } => *generation,
+            Self::Append { generation, .. }
+            | Self::Clear { generation, .. }
+            | Self::Numbered { generation, .. } => *generation,
         }
     }
 }
@@ -82,6 +92,7 @@ impl Shard {
                     }
                     self.load_if_given_up(slot, now);
                 }
+                Some((_, UnderWay::Numbered { waiting, .. })) => self.refuse_waiting(&waiting, now),
                 Some((_, UnderWay::Clear { shard, request, .. })) => {
                     self.answer_clear(shard, request, Err(ErrorCode::Unavailable));
                 }
@@ -133,6 +144,12 @@ impl Shard {
                         self.deliver_committed(slot, pending, now);
                     }
                     self.load_if_given_up(slot, now);
+                }
+                UnderWay::Numbered { waiting, .. } if has_failed => {
+                    self.refuse_waiting(&waiting, now);
+                }
+                UnderWay::Numbered { waiting, place, .. } => {
+                    self.confirm_waiting(&waiting, &place, now);
                 }
                 UnderWay::Clear {
                     slot,
@@ -200,6 +217,31 @@ impl Shard {
             channel: log.channel.clone(),
             change,
         });
+        self.store.under_way.push_back((ticket, under_way));
+    }
+
+    /// Puts a message that the broker has numbered into the store's queue; perhaps again, which is as well.
+    pub(super) fn store_numbered(
+        &mut self,
+        op: (StoredChannel, Change),
+        waiting: Waiting,
+        place: BrokerPublished,
+    ) {
+        let ticket = Ticket(self.store.next_ticket);
+        self.store.next_ticket += 1;
+        let generation = self.store.generation;
+        let (channel, change) = op;
+        self.store.ops.push(StoreOp {
+            ticket,
+            generation,
+            channel: Arc::new(channel),
+            change,
+        });
+        let under_way = UnderWay::Numbered {
+            waiting,
+            place,
+            generation,
+        };
         self.store.under_way.push_back((ticket, under_way));
     }
 

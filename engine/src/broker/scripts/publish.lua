@@ -2,7 +2,7 @@
 -- KEYS: meta, stream, ids (even windows), ids (odd windows), topic
 -- ARGV: 1 id ('' where nobody can have used it), 2 window of ids in ms, 3 messages kept ('' for an ephemeral message),
 --       4 age kept in ms, 5 epoch for a channel that has none, 6 message
--- Returns: 1 for an id that is known or 0, sequence (0 for none), timestamp
+-- Returns: 1 for an id that is known or 0, sequence (0 for none), timestamp, epoch
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local m = redis.call('HMGET', KEYS[1], 'e', 's', 't', 'w', 'p', 'x', 'a')
@@ -31,7 +31,7 @@ if ARGV[1] ~= '' then
   local known = redis.call('HGET', ids, ARGV[1]) or redis.call('HGET', before, ARGV[1])
   if known then
     local sequence, ms = string.match(known, '^(%d+) (%d+)$')
-    return {1, tonumber(sequence), tonumber(ms)}
+    return {1, tonumber(sequence), tonumber(ms), epoch}
   end
   local place = 0
   if ARGV[3] ~= '' then place = last + 1 end
@@ -78,4 +78,4 @@ end
 redis.call('HSET', unpack(set))
 redis.call('SPUBLISH', KEYS[5],
   string.format('%s %.0f %.0f %s\n', kind, sequence, now, epoch) .. ARGV[6])
-return {0, sequence, now}
+return {0, sequence, now, epoch}
