@@ -107,6 +107,8 @@ async fn serve(listener: Socket) {
         tls: None,
         registry: None,
         usage: None,
+        broker: None,
+        cluster: None,
     };
     let bound = listener.local_addr().ok().and_then(|a| a.as_socket());
     let http = Rc::new(HttpSettings::new(1, &[]));

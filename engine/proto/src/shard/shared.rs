@@ -493,7 +493,7 @@ impl Shard {
 
     /// Applies what has come of a channel's changes, and asks for what is missing.
     fn follow(&mut self, slot: u32, now: Now) {
-        while let Some(event) = self.shared_in(slot).and_then(|s| s.view.next()) {
+        while let Some(event) = self.shared_in(slot).and_then(|s| s.view.take_next()) {
             self.change(slot, now, |m, rules| m.apply(&event, rules, now));
         }
         let follows = !self.home.interested(slot).is_empty();
