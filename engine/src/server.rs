@@ -53,6 +53,7 @@ use crate::tls::Acceptors;
 use crate::usage::{self, AppTotals, UsageHandle};
 use crate::watchdog::{Beats, Watchdog};
 use crate::{notify, sys};
+use cluster::Joined;
 pub use operator::Operator;
 use operator::Order;
 use reload::options;
@@ -266,7 +267,11 @@ pub fn run(
         .unzip();
     let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
-    let (cluster, shared, calls) = cluster::start(&config, &placement, &registry, (listen, admin))
+    let Joined {
+        cluster,
+        shared,
+        calls,
+    } = cluster::start(&config, &placement, &registry, (listen, admin))
         .map_err(RunError::Cluster)?;
     if let Some(cluster) = &cluster {
         usage.join(cluster.clone());

@@ -158,6 +158,7 @@ mod tests {
                     generation: 7,
                 },
                 echo,
+                ack: true,
             },
         }
     }

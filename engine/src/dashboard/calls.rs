@@ -366,7 +366,7 @@ mod tests {
             404
         );
         for row in PERMISSIONS {
-            let path = row.path.replace('{', "").replace('}', "");
+            let path = row.path.replace(['{', '}'], "");
             let method: Method = row.method.parse().unwrap();
             assert_eq!(find(&method, &path, "").ok().unwrap().row, row);
         }

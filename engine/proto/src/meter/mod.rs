@@ -401,12 +401,37 @@ impl Meters {
         }
     }
 
-    /// Takes note of what an app uses on other nodes.
+    /// Takes note of what an app uses on other nodes. What is on lease here and not used is asked for, so that it is given
+    /// out anew by what is left.
     pub fn set_elsewhere(&mut self, app: &Arc<str>, elsewhere: Elsewhere) {
-        self.elsewhere.insert(app.clone(), elsewhere);
-        let index = self.by_app.get(app).copied();
-        if let Some(account) = index.and_then(|i| self.accounts.get_mut(i as usize)) {
+        let now = self.seen;
+        let before = self.elsewhere.insert(app.clone(), elsewhere);
+        let Some(index) = self.by_app.get(app).copied() else {
+            return;
+        };
+        if let Some(account) = self.accounts.get_mut(index as usize) {
             account.elsewhere = elsewhere;
+        }
+        let before = before.unwrap_or_default();
+        let changed = [
+            (Resource::Messages, before.totals != elsewhere.totals),
+            (
+                Resource::Connections,
+                before.connections < elsewhere.connections,
+            ),
+            (Resource::Channels, before.channels < elsewhere.channels),
+        ];
+        for (resource, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+            let (notes, day) = self.homes.recall(app, &resource);
+            for (to, note) in notes {
+                let msg = LimitMsg {
+                    app: app.clone(),
+                    resource: resource.clone(),
+                    day,
+                    note,
+                };
+                self.tell_holder(to, index, msg, now);
+            }
         }
     }
 
@@ -501,11 +526,15 @@ impl Meters {
                 day,
                 note,
             };
-            if to == self.shard {
-                self.at_lease(to, index, msg, now);
-            } else {
-                self.notes.push((to, msg));
-            }
+            self.tell_holder(to, index, msg, now);
+        }
+    }
+
+    fn tell_holder(&mut self, to: ShardId, index: u32, msg: LimitMsg, now: Now) {
+        if to == self.shard {
+            self.at_lease(to, index, msg, now);
+        } else {
+            self.notes.push((to, msg));
         }
     }
 

@@ -149,8 +149,11 @@ impl Hasher {
     }
 }
 
-/// Cost, salt and hash of a PHC string that [`Hasher::hash`] has made, also at other costs.
-fn parse(text: &str) -> Option<((u32, u32, u32), Vec<u8>, Vec<u8>)> {
+/// Memory, passes and lanes; salt; hash.
+type Parsed = ((u32, u32, u32), Vec<u8>, Vec<u8>);
+
+/// The parts of a PHC string that [`Hasher::hash`] has made, also at other costs.
+fn parse(text: &str) -> Option<Parsed> {
     let rest = text.strip_prefix("$argon2id$v=19$")?;
     let mut parts = rest.split('$');
     let (cost, salt, hash) = (parts.next()?, parts.next()?, parts.next()?);

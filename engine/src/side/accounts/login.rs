@@ -8,11 +8,11 @@ use shardwire_proto::account::normalize_email;
 use shardwire_proto::account::password::{PASSWORD_BYTES_MAX, check_password};
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
-use super::accounts::{AccountInfo, NewAccount};
 use super::documents::{Account, Purpose};
 use super::keeper::{Keeper, Result, bad};
+use super::people::{AccountInfo, NewAccount};
 use super::sessions::{Client, NewSession};
-use super::{AccountsHandle, accounts};
+use super::{AccountsHandle, people};
 
 /// Failures that cost no wait: of a client with one account, of an account, of an address.
 const FREE: [u32; 3] = [5, 50, 20];
@@ -345,7 +345,6 @@ impl Keeper {
 
     /// What is told about an account.
     pub fn me(&mut self, account: &str) -> Result<AccountInfo> {
-        self.get::<Account>(account)
-            .map(|kept| accounts::info(&kept))
+        self.get::<Account>(account).map(|kept| people::info(&kept))
     }
 }

@@ -10,13 +10,13 @@
 //! Invariants: passwords, refresh tokens and links are kept as hashes, secrets of second factors encrypted; what is
 //! answered is stored; from the outside nobody learns whether an address has an account.
 
-mod accounts;
 mod audit;
 mod documents;
 mod hashing;
 mod keeper;
 mod login;
 mod mail;
+mod people;
 mod second_factor;
 mod secrets;
 mod sessions;
@@ -35,11 +35,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use futures_lite::future;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
-pub use self::accounts::{AccountInfo, AccountPatch, NewAccount};
 pub use self::audit::{Actor, AuditPage, Entry};
 pub use self::keeper::Keeper;
 pub use self::login::{Begun, LoginStep};
 pub use self::mail::{Letter, Mailer};
+pub use self::people::{AccountInfo, AccountPatch, NewAccount};
 pub use self::second_factor::Enrolment;
 pub use self::secrets::SECRET_FILE;
 pub use self::sessions::{Client, NewSession, Principal, Refreshed, SessionInfo};
