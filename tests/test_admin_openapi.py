@@ -75,5 +75,5 @@ def test_every_answer_is_one_of_the_document(fuzzed, schema):
 def test_without_the_token_nothing_is_answered_but_401(fuzzed, schema):
     for operation in schema.get_all_operations():
         operation = operation.ok()
-        case = operation.Case(path_parameters={"app": "dev", "id": "x", "channel": "x", "client": "x"})
+        case = operation.Case(path_parameters={"app": "dev", "id": "x", "item": "x", "channel": "x", "client": "x"})
         assert case.call().status_code == 401, operation.label

@@ -120,6 +120,19 @@ def test_closed_connection_frees_its_subscriptions(server, connect, channel):
 # -- publishing --------------------------------------------------------------------------------------------------------
 
 
+def test_ack_false_spares_acks_and_nothing_else(server, connect, channel):
+    """On every shard, so that the channel's home is the connection's own and another."""
+    reader = connect().subscribe(channel)
+    quiet = [connect(target=f"/?key={SERVER_KEY}&ack=false") for _ in range(4)]
+    for n, client in enumerate(quiet):
+        client.send_json({"action": "publish", "channel": channel, "data": n, "id": f"{channel}-{n}", "persist": n % 2 == 0})
+        assert reader.expect(action="message", id=f"{channel}-{n}")["data"] == n
+        client.send_json({"action": "publish", "channel": "*", "data": n, "id": "bad"})
+        assert client.recv_json()["code"] == 40009, "no ack came before the error"
+        client.subscribe(channel)
+        assert not client.backlog
+
+
 def test_echo_false_spares_the_publisher_only(server, connect, channel):
     quiet = connect(target=f"/?key={CLIENT_KEY}&echo=false").subscribe(channel)
     other = connect().subscribe(channel)

@@ -7,8 +7,11 @@ import pytest
 from harness.admin import admin
 from harness.client import Client
 from harness.cluster import Traffic
+from harness.rawws import Refused
+from harness.redis import redis_url
 from harness.rest import api, call
 from harness.server import SERVER_KEY
+from harness.tls import Authority
 from harness.wait import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -355,3 +358,84 @@ def test_nodes_are_listed_with_their_health(new_redis, cluster, join):
     assert status == 200
     redis.start()
     wait_until(lambda: len(others(nodes[0])) == 2, 10, "the nodes to be back", 0.05)
+
+
+def test_a_plan_is_one_over_all_nodes(new_redis, cluster, join):
+    nodes = cluster(new_redis(), 2)
+    admin(nodes[0], "PUT", "/plans/small", {"messagesPerDay": 200, "connectionsMax": 4})
+    admin(nodes[0], "PATCH", "/apps/dev", {"settings": {"plan": "small"}})
+    wait_until(lambda: admin(nodes[1], "GET", "/apps/dev")["settings"].get("plan") == "small", 5, "the plan to be everywhere")
+    clients = [join(node) for node in nodes]
+    codes, accepted = set(), 0
+    for n in range(400):
+        client = clients[n % 2]
+        client.send_json({"action": "publish", "channel": "plan", "data": n, "id": f"m{n}"})
+        answer = client.expect(id=f"m{n}")
+        if answer["action"] == "ack":
+            accepted += 1
+            # Slowly beside how often nodes tell each other what they have used.
+            time.sleep(0.03)
+        else:
+            codes.add(answer["code"])
+    # What the nodes may take before they hear of each other: 1.5 s of it.
+    assert codes == {42912} and 200 - 25 <= accepted <= 200 + 60, (codes, accepted)
+    join(nodes[0]), join(nodes[0])
+    time.sleep(2)
+    with pytest.raises(Refused) as too_many:
+        for _ in range(3):
+            join(nodes[1])
+    assert too_many.value.answer.status == 429
+    print(f"{accepted} messages of a plan of 200, on two nodes in turn")
+
+
+def test_an_apps_rate_is_divided_by_demand(new_redis, new_nodes, join):
+    rate, seconds = 60, 4
+    config = f"{CONFIG}[limits.rates.publish]\napp = {{ per_window = {rate} }}\n"
+    nodes = new_nodes(new_redis(), 2, config=config, broker=BROKER)
+    clients = [join(node) for node in nodes]
+
+    def publish_for(seconds):
+        accepted, end, n = [0, 0], time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            for number, client in enumerate(clients):
+                n += 1
+                client.send_json({"action": "publish", "channel": "r", "data": n, "id": f"{end}-{n}", "persist": False})
+            for number, client in enumerate(clients):
+                answer = client.recv_json()
+                assert answer["action"] == "ack" or answer["code"] == 42900, answer
+                accepted[number] += answer["action"] == "ack"
+        return accepted
+
+    publish_for(3)  # until the nodes know what is wanted where
+    accepted = publish_for(seconds)
+    assert 0.5 * rate * seconds <= sum(accepted) <= 1.4 * rate * seconds, accepted
+    assert min(accepted) >= 0.2 * rate * seconds, accepted
+    print(f"{sum(accepted) / seconds:.0f} a second of {rate}, {accepted} by node")
+
+
+def test_tls_and_acl(tmp_path, new_redis, new_nodes, join):
+    authority = Authority(tmp_path / "ca")
+    acl = ["user default off", "user shardwire on >s3cret ~sw:* &sw:* +@all -@dangerous +info"]
+    redis = new_redis(tls=authority, acl=[*acl, "user tests on >t ~* &* +@all"], user=("tests", "t"))
+    url = redis_url(redis.address, authority, "shardwire", "s3cret")
+    nodes = new_nodes(redis, 2, urls={0: [url], 1: [url]}, config=CONFIG, broker=f'{BROKER}ca_file = "{authority.file}"\n')
+    watcher, member = join(nodes[1]).subscribe("tls"), join(nodes[0], "tess")
+    do(member, "enter", "tls", data={})
+    watcher.expect(action="presence.enter", clientId="tess")
+    assert member.publish("tls", 1)["sequence"] == 1
+    watcher.expect(action="message", sequence=1)
+    assert "s3cret" not in nodes[0].log() + nodes[0].out() + str(admin(nodes[0], "GET", "/config"))
+
+
+def test_what_redis_forgets_is_told_anew(new_redis, cluster, join):
+    redis = new_redis()
+    nodes = cluster(redis, 2)
+    watcher, member = join(nodes[1]).subscribe("lost"), join(nodes[0], "mia")
+    do(member, "enter", "lost", data={"k": 1})
+    watcher.expect(action="presence.enter", clientId="mia")
+    with redis.client() as client:
+        client.flushall()
+    wait_until(lambda: members(nodes[1], "lost") == {"mia": {"k": 1}}, 10, "the member to be told again", 0.1)
+    wait_until(lambda: all(len(others(node)) == 1 for node in nodes), 5, "the nodes to know of each other", 0.05)
+    made = admin(nodes[0], "POST", "/apps/dev/keys", {"kind": "server"})
+    wait_until(lambda: call(nodes[1], "GET", "/api/channels", key=made["key"]).status == 200, 5, "a key to count")

@@ -262,6 +262,12 @@ def test_drain_and_wait(new_server):
         client.drop()
 
 
+def test_store_copy_is_the_servers_own(tmp_path):
+    command = [str(CTL), "store", "copy", "--to", "mongo", "--", "--data-dir", str(tmp_path / "data")]
+    done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=20, cwd=tmp_path)
+    assert done.returncode == 1 and "no database is configured" in done.stderr, done.stderr
+
+
 def test_check_is_the_servers_own(server):
     done = subprocess.run([str(CTL), "check"], env=clean_environment(), capture_output=True, text=True, timeout=20, cwd=server.folder)
     assert "io_uring" in done.stdout + done.stderr

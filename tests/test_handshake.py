@@ -35,6 +35,7 @@ TARGETS = [
     "/ws?key={k}",
     "//ws?key={k}",
     "/?key={k}&echo=false",
+    "/?key={k}&ack=0",
     "/?shape=standard?key={k}",
     "/?shape=flat&key={k}",
     "/?key={k}?shape=flat",
@@ -124,7 +125,7 @@ def test_refused_key_is_not_logged(server):
     assert secret not in server.log() + server.out()
 
 
-@pytest.mark.parametrize("target", [f"/?key={CLIENT_KEY}&shape=round", "/?key=%zz", "/?key=%", f"/?key={CLIENT_KEY}&echo=%ff"])
+@pytest.mark.parametrize("target", [f"/?key={CLIENT_KEY}&shape=round", "/?key=%zz", "/?key=%", f"/?key={CLIENT_KEY}&echo=%ff", f"/?key={CLIENT_KEY}&ack=no"])
 def test_malformed_query(server, target):
     expect_refusal(refused(server, target), 400, 40000)
 

@@ -1,15 +1,21 @@
 """Rates by client, channel, app and address, over all shards; what is refused says so and counts nowhere."""
 
+import base64
 import http.client
+import json
 import time
 import uuid
 
+import jwt
 import pytest
 from harness.admin import admin
 from harness.client import Client, open_on_every_shard
 from harness.rawws import Ended, Refused
+from harness.rest import call
 from harness.server import SERVER_KEY
 from harness.wait import wait_until
+
+JWT_SECRET = "a-secret-of-these-tests-0123456789abcdef"
 
 # The clients of these tests may name themselves; each limit is far below what the tests send at once.
 NAMED = "[websocket]\nself_asserted_ids = true\n"
@@ -94,6 +100,68 @@ def test_subscriptions_and_history_have_rates_of_a_connection(new_server):
     client.send_json({"action": "history", "channel": "a"})
     client.expect_error(42900, channel="a")
     client.publish("a", 1)
+
+
+def test_a_server_key_may_have_a_rate_of_its_own(new_server):
+    server = new_server(shards=1)
+    made = admin(server, "POST", "/apps/dev/keys", {"kind": "server", "publishRate": {"per_window": 3, "window_ms": 60000}})
+    assert made["publishRate"] == {"per_window": 3, "window_ms": 60000, "burst": 3}
+    limited, free = Client(server, key=made["key"]), Client(server, key=SERVER_KEY)
+    acked, refused = publish_all([limited], "c", 5)
+    assert len(acked) == 3 and set(refused.values()) == {42900}
+    assert len(publish_all([free], "c", 200)[0]) == 200, "others have none"
+    assert len(publish_all([Client(server, key=made["key"])], "c", 3)[0]) == 3, "each connection has it"
+    admin(server, "PATCH", f"/apps/dev/keys/{made['id']}", {"publishRate": False})
+    wait_until(lambda: len(publish_all([limited], "c", 2)[0]) == 2, what="the rate to be gone for who is connected")
+    assert "publishRate" not in admin(server, "GET", f"/apps/dev/keys/{made['id']}")
+
+
+def test_a_resume_counts_as_one_subscription(new_server):
+    server = new_server(shards=1, config="[limits.rates]\nsubscribe.connection = { per_window = 2, window_ms = 60000 }\n")
+    client = Client(server)
+    token = base64.urlsafe_b64encode(json.dumps({"channels": ["a", "b", "c", "d"], "lastTs": 1}).encode()).decode()
+    for _ in range(2):
+        client.send_json({"action": "resume", "resumeToken": token})
+        client.expect(action="ack", id="resume")
+    client.send_json({"action": "resume", "resumeToken": token})
+    client.expect_error(42900, id="resume")
+
+
+def test_http_calls_of_a_client_id_have_one_rate(new_server):
+    server = new_server(shards=1, config="[limits.rates.http]\nclient = { per_window = 2, window_ms = 60000 }\n",
+                        env={"SHARDWIRE_DEV_JWT_SECRET": JWT_SECRET})
+
+    def status(bearer):
+        return call(server, "GET", "/api/channels/c/messages", key=bearer).status
+
+    ann, bob = (jwt.encode({"sub": sub, "exp": time.time() + 600}, JWT_SECRET, headers={"kid": "dev-signing"})
+                for sub in ("ann", "bob"))
+    assert [status(ann) for _ in range(3)] == [200, 200, 429]
+    assert status(bob) == 200 and [status(SERVER_KEY) for _ in range(4)] == [200] * 4
+
+
+def test_of_two_bounds_of_connections_the_lower_holds(new_server):
+    server = new_server(shards=1)
+    for own, of_plan in [(2, 5), (5, 2)]:
+        admin(server, "PUT", "/plans/p", {"connectionsMax": of_plan})
+        settings = {"plan": "p", "limits": {"connectionsMax": own}}
+        app = admin(server, "POST", "/apps", {"id": f"a{own}", "settings": settings})["id"]
+        key = admin(server, "POST", f"/apps/{app}/keys", {"kind": "server"})["key"]
+        clients = [Client(server, key=key) for _ in range(2)]
+        with pytest.raises(Refused) as refused:
+            Client(server, key=key)
+        assert refused.value.answer.json()["code"] == 42910
+        for client in clients:
+            client.close()
+        admin(server, "DELETE", f"/apps/{app}")
+
+
+@pytest.mark.parametrize("rates", ["[limits.rates.presence]\nchannel = { per_window = 2 }\n",
+                                   "[limits.rates.http]\nconnection = { per_window = 2 }\n"])
+def test_a_limit_that_nothing_counts_is_a_wrong_setting(new_server, rates):
+    server = new_server(start=False, config=rates)
+    server.spawn()
+    assert server.wait() == 2 and "there is no such limit" in server.log()
 
 
 def test_settings_of_an_app_count_before_those_of_the_process_and_at_once(new_server):

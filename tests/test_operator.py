@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -128,6 +129,39 @@ def test_check_says_that_all_is_well(tmp_path):
     for subject in ("io_uring", "memlock", "nofile", "backlog"):
         assert subject in said, said
     assert not (tmp_path / "data").exists(), "check changes nothing"
+
+
+def check_of_listen(folder, port, *more):
+    """`check` for a port: the finding about it, and the exit code."""
+    done = run(folder, "check", "--json", "--listen", f"127.0.0.1:{port}", "--admin-listen", "127.0.0.1:0", *more)
+    return next(f for f in json.loads(done.stdout) if f["what"] == "listen"), done.returncode
+
+
+def test_check_lets_a_running_server_hold_the_address(new_server, tmp_path):
+    server = new_server(shards=1)
+    for more in [["--data-dir", str(server.data_dir)], []]:
+        finding, code = check_of_listen(tmp_path, server.address[1], *more)
+        assert (finding["grade"], code) == ("warn", 0) and f"process {server.process.pid}" in finding["value"], finding
+    second = run(tmp_path, "--listen", "127.0.0.1:%d" % server.address[1], "--admin-listen", "127.0.0.1:0", "--shards", "1")
+    assert second.returncode == 2, "a start wants it for itself"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="systemd-socket-activate is not installed")
+def test_check_lets_a_socket_unit_hold_the_address(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+        finding, code = check_of_listen(tmp_path, port)
+        assert (finding["grade"], code) == ("fail", 2), "this one is nobody's"
+    holder = subprocess.Popen(
+        ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "true"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert "Listening" in holder.stderr.readline()
+        finding, code = check_of_listen(tmp_path, port)
+        assert (finding["grade"], code) == ("ok", 0) and "systemd" in finding["value"], finding
+    finally:
+        holder.kill()
+        holder.communicate()
 
 
 def test_check_takes_a_named_file(tmp_path):

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from harness.client import Client, open_on_every_shard
-from harness.rawws import CLOSE, Ended, RawSocket
+from harness.rawws import CLOSE, Ended, RawSocket, Refused
 from harness.rest import api, call, request_bytes
 from harness.server import BINARY, CLIENT_KEY, SERVER_KEY
 from harness.tls import Authority, names_of, tls_config
@@ -454,3 +454,38 @@ def test_sdk_over_wss_comes_back_and_resumes(tls_server, authority):
     finally:
         peer.kill()
     assert server.stop() == 0
+
+
+# -- a server that is full --------------------------------------------------------------------------------------------
+
+
+def test_a_full_server_says_so_to_as_many_as_it_has_room_for(new_server, authority):
+    config = tls_config(authority.issue("one"), more="[runtime]\nconnections_max = 1\n")
+    server = new_server(shards=1, config=config)
+    context = authority.context()
+    first = Client(server, tls=context)
+    for _ in range(3):
+        with pytest.raises(Refused) as refused:
+            Client(server, tls=context)
+        answer = refused.value.answer
+        assert (answer.status, answer.json()["code"]) == (429, 42910)
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+    # Those that begin no handshake hold the places of refusals, and no more than there are.
+    idle = [socket.create_connection(server.address) for _ in range(200)]
+    wait_until(lambda: any(is_ended(one) for one in idle), what="the end of those beyond")
+    assert server.connections() == {0: 1}
+    for one in idle:
+        one.close()
+    first.close()
+    wait_until(lambda: server.connections() == {0: 0}, what="the first to go")
+    Client(server, tls=context).close()
+
+
+def is_ended(one):
+    one.setblocking(False)
+    try:
+        return one.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True

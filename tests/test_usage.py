@@ -1,5 +1,6 @@
 """Plans and usage: quotas hold, counters are exact, and outlive the process."""
 
+import time
 
 import pytest
 
@@ -53,21 +54,27 @@ def test_counters_are_the_exact_number_of_accepted_messages_at_every_step(new_se
     assert usage(server, step="day", **{"from": 0})["total"]["messages"] == 300
 
 
+# What the README says may be lost, and what a busy machine may be late by.
+LOSS_S, LATE_S = 1.5, 0.5
+
+
 def test_a_kill_loses_no_more_than_the_last_moments(new_server):
     server = new_server()
     client = Client(server, key=SERVER_KEY)
-    counted = 0
-    for n in range(400):
-        client.publish("c", n)
-    wait_for_messages(server, 400)
-    for n in range(200):
-        client.publish("c", n)
-        counted += 1
+    acked = []
+    started = time.monotonic()
+    while time.monotonic() < started + 4:
+        client.publish("c", len(acked))
+        acked.append(time.monotonic())
+    killed = time.monotonic()
     server.kill()
     server.start()
-    assert 400 <= usage(server)["messagesToday"] <= 600
+    counted = usage(server)["messagesToday"]
+    old = sum(at < killed - LOSS_S - LATE_S for at in acked)
+    assert old > 100, "the test says something"
+    assert old <= counted <= len(acked), f"{counted} counted of {len(acked)}, {old} of them before the last moments"
     fresh = Client(server, key=SERVER_KEY)
-    assert fresh.publish("c", 1)["sequence"] == 601, "no message is lost, whatever the counters say"
+    assert fresh.publish("c", 1)["sequence"] == len(acked) + 1, "no message is lost, whatever the counters say"
 
 
 @pytest.mark.parametrize("quota", ["messagesPerDay", "messagesPerMonth"])

@@ -5,6 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+mod webhooks;
+
+pub(crate) use webhooks::{Hook, HookSettings, Webhooks};
+
 /// Operates a Shardwire server over its admin API.
 #[derive(Debug, Parser)]
 #[command(
@@ -91,6 +95,14 @@ pub(crate) struct Usage {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Push notifications: vapid, providers, send, jobs, subscriptions
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl push vapid --subject mailto:ops@shop.example\n  \
+shardwirectl push set fcm @service-account.json\n  \
+shardwirectl push send --member ann --title Hello\n  shardwirectl push jobs"
+    )]
+    Push(crate::commands::push::Push),
     /// Apps: list, show, create, update, delete
     #[command(
         subcommand,
@@ -173,6 +185,25 @@ shardwirectl apps update shop --settings '{\"plan\": \"free\"}'"
     #[command(after_help = "Example:\n  shardwirectl usage shop\n  \
 shardwirectl usage shop --step day\n  shardwirectl --json usage shop --step hour --from 1767225600000")]
     Usage(Usage),
+    /// People who use the dashboard: list, show, create, change, reset, delete
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl accounts create ann@example.com --operator\n  \
+shardwirectl accounts update ann@example.com --disable\n  \
+shardwirectl accounts reset ann@example.com"
+    )]
+    Accounts(Accounts),
+    /// The audit log: who has changed what
+    #[command(after_help = "Example:\n  shardwirectl audit --limit 20\n  \
+shardwirectl --json audit --account a_4x2e")]
+    Audit(Audit),
+    /// Webhooks of an app: endpoints, attempts, events again, dead letters
+    #[command(
+        subcommand,
+        after_help = "Example:\n  shardwirectl webhooks create https://shop.example/hooks --event channel.occupied --event channel.vacated\n  \
+shardwirectl webhooks test ID\n  shardwirectl webhooks deliveries ID\n  shardwirectl webhooks replay ID"
+    )]
+    Webhooks(Webhooks),
     /// Live table of the server's shards
     #[command(
         after_help = "Rates are of the last interval. q quits.\n\nExample:\n  shardwirectl top\n  \
@@ -291,6 +322,9 @@ pub(crate) enum Keys {
         /// Seconds until it ends [default: never]
         #[arg(long, value_name = "SECONDS")]
         expires_in: Option<u64>,
+        /// Publishes of each connection: {"per_window": 50} [default: as the app has it, for back ends none]
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
     },
     /// Change a key
     Update {
@@ -304,6 +338,9 @@ pub(crate) enum Keys {
         /// What it grants, by channel pattern
         #[arg(long, value_name = "JSON")]
         capabilities: Option<String>,
+        /// Publishes of each connection: {"per_window": 50}, or false
+        #[arg(long, value_name = "JSON")]
+        publish_rate: Option<String>,
         #[command(flatten)]
         state: State,
     },
@@ -621,4 +658,69 @@ pub(crate) struct Check {
     /// Flags for `shardwire check`
     #[arg(last = true)]
     pub(crate) flags: Vec<String>,
+}
+
+/// People.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Accounts {
+    /// List accounts
+    List,
+    /// Show an account
+    Show {
+        /// Its id or address
+        id: String,
+    },
+    /// Make an account, and print a link with which its password is set
+    Create {
+        /// The e-mail address
+        email: String,
+        /// What to call them [default: the first part of the address]
+        #[arg(long)]
+        name: Option<String>,
+        /// They run this server, and own its first team
+        #[arg(long)]
+        operator: bool,
+        /// File with the password; `-` reads it from stdin. A line end behind it does not count
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// Change an account
+    Update {
+        /// Its id or address
+        id: String,
+        /// What to call them
+        #[arg(long)]
+        name: Option<String>,
+        /// Whether they run this server
+        #[arg(long)]
+        operator: Option<bool>,
+        /// Take a second factor away that is lost
+        #[arg(long)]
+        remove_second_factor: bool,
+        #[command(flatten)]
+        state: State,
+    },
+    /// Print a link with which the password is set, once, within an hour
+    Reset {
+        /// Its id or address
+        id: String,
+    },
+    /// Remove an account with its sessions and memberships
+    Delete {
+        /// Its id or address
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Only entries of this team
+    #[arg(long)]
+    pub(crate) team: Option<String>,
+    /// Only entries of this account
+    #[arg(long)]
+    pub(crate) account: Option<String>,
+    /// Entries at most
+    #[arg(long, default_value_t = 50)]
+    pub(crate) limit: usize,
 }

@@ -4,6 +4,7 @@
 //! this process's own limits; a `fail` is only what cannot work, everything that merely costs capacity is a `warn`; each
 //! of both says what to do.
 
+mod holder;
 mod kernel;
 
 use std::fmt;
@@ -161,7 +162,7 @@ fn all(flags: &Flags, env: &Env, this_host: &Host) -> Vec<Finding> {
             findings.extend(certificates(&config));
             findings.extend(host(&config));
             let own = [Some(config.listen), Some(config.admin_listen)];
-            findings.extend(addresses(&config, own));
+            findings.extend(addresses(&config, own, Holding::Allowed));
         }
     }
     findings
@@ -203,14 +204,23 @@ pub fn host(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// What it means that an address is held by systemd or by a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// All is well, should this process not be about to listen itself.
+    Allowed,
+    /// This process wants it for itself.
+    Refused,
+}
+
 /// Looks at the addresses for clients and for the admin port; those that are `None` come with their sockets.
 #[must_use]
-pub fn addresses(config: &Config, own: [Option<SocketAddr>; 2]) -> Vec<Finding> {
+pub fn addresses(config: &Config, own: [Option<SocketAddr>; 2], holding: Holding) -> Vec<Finding> {
     let running = DataDir::is_in_use(&config.data_dir);
     ["listen", "admin.listen"]
         .into_iter()
         .zip(own)
-        .filter_map(|(what, own)| Some(address(what, own?, running)))
+        .filter_map(|(what, own)| Some(address(what, own?, running, holding)))
         .collect()
 }
 
@@ -280,18 +290,24 @@ fn nofile(limit: Option<u64>, connections_max: usize) -> Finding {
 
 /// Binds the address, and lets it go. `running`: a server runs on the same data folder, so that it is no surprise when
 /// somebody listens there.
-fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
+fn address(what: &'static str, address: SocketAddr, running: bool, holding: Holding) -> Finding {
     let error = match bind(address) {
         Ok(()) => return Finding::ok(what, address.to_string()),
         Err(error) => error,
     };
+    if error.kind() == io::ErrorKind::AddrInUse
+        && holding == Holding::Allowed
+        && let Some(finding) = held(what, address, holder::of_port(address.port()))
+    {
+        return finding;
+    }
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse if running => {
             let remedy = "stop the running server before another is started on this address";
             return Finding::bad(Grade::Warn, what, format!("{address}, in use"), remedy);
         }
         io::ErrorKind::AddrInUse => format!(
-            "another program has the port (systemd does while shardwire.socket is active, which is as it should be): \
+            "another program has the port (systemd while shardwire.socket is active: start shardwire.service then): \
              ss -ltnp 'sport = :{}'",
             address.port()
         ),
@@ -304,6 +320,23 @@ fn address(what: &'static str, address: SocketAddr, running: bool) -> Finding {
         _ => "choose another address".to_owned(),
     };
     Finding::bad(Grade::Fail, what, format!("{address}: {error}"), remedy)
+}
+
+/// An address that is in use, and rightly so.
+fn held(what: &'static str, address: SocketAddr, holder: holder::Holder) -> Option<Finding> {
+    match holder {
+        holder::Holder::Manager(unit) => Some(Finding::ok(
+            what,
+            format!("{address}, held for the server by {unit}"),
+        )),
+        holder::Holder::Server(pid) => Some(Finding::bad(
+            Grade::Warn,
+            what,
+            format!("{address}, served by a running shardwire (process {pid})"),
+            "stop it before another is started on this address, or start that with --takeover",
+        )),
+        holder::Holder::Other => None,
+    }
 }
 
 /// Waits, up to `patience`, while an address is taken: the kernel lets go of a killed process's
@@ -392,18 +425,38 @@ mod tests {
     fn an_occupied_port_fails_and_names_it() {
         let occupant = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = occupant.local_addr().unwrap();
-        let finding = address("listen", taken, false);
+        let finding = address("listen", taken, false, Holding::Allowed);
         assert_eq!(finding.grade, Grade::Fail);
         assert!(
             finding.to_string().contains(&taken.to_string()),
             "{finding}"
         );
         assert_eq!(
-            address("listen", "127.0.0.1:0".parse().unwrap(), false).grade,
+            address(
+                "listen",
+                "127.0.0.1:0".parse().unwrap(),
+                false,
+                Holding::Refused
+            )
+            .grade,
             Grade::Ok
         );
         assert_eq!(
-            address("listen", "192.0.2.1:0".parse().unwrap(), false).grade,
+            address(
+                "listen",
+                "192.0.2.1:0".parse().unwrap(),
+                false,
+                Holding::Refused
+            )
+            .grade,
+            Grade::Fail
+        );
+        let unit = holder::Holder::Manager("shardwire.socket".to_owned());
+        let grade = |holder| held("listen", taken, holder).map(|finding| finding.grade);
+        assert_eq!(grade(unit), Some(Grade::Ok));
+        assert_eq!(grade(holder::Holder::Server(1)), Some(Grade::Warn));
+        assert_eq!(
+            address("listen", taken, false, Holding::Refused).grade,
             Grade::Fail
         );
     }

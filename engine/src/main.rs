@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use shardwire::activation::Inherited;
-use shardwire::check::{self, Grade};
+use shardwire::check::{self, Grade, Holding};
 use shardwire::config::cli::{Cli, Command, Flags, StoreCommand};
 use shardwire::config::{Config, Env, Host};
 use shardwire::copy::{self, Destination};
@@ -133,7 +133,10 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
     let is_secure = config.tls.is_on();
     let on_ready = |ready: &Ready| {
         if let Some(first_start) = &first_start {
-            let text = first_start_text(first_start, ready.listen, is_secure, &data_dir);
+            let mut text = first_start_text(first_start, ready.listen, is_secure, &data_dir);
+            if let Some(setup) = &ready.setup {
+                text.push_str(&setup_text(setup));
+            }
             // Whoever closed stdout does not want the keys.
             _ = std::io::stdout().write_all(text.as_bytes());
         }
@@ -142,6 +145,9 @@ fn serve(flags: &Flags, takes_over: bool, env: &Env) -> ExitCode {
         }
         notify::ready(&format!("serving {}", ready.listen));
         log::info!(listen:% = ready.listen, admin:% = ready.admin; "serving");
+        if let Some(dashboard) = &ready.dashboard {
+            log::info!(dashboard; "dashboard");
+        }
     };
     match server::run(config, tls, opened, inherited, &reload, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
@@ -199,9 +205,10 @@ fn host_is_usable(config: &Config, inherited: &Inherited, takes_over: bool) -> b
         check::await_free(address, RESTART_PATIENCE);
     }
     let mut usable = true;
-    let findings = check::host(config)
-        .into_iter()
-        .chain(check::addresses(config, own));
+    let findings =
+        check::host(config)
+            .into_iter()
+            .chain(check::addresses(config, own, Holding::Refused));
     for finding in findings {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.grade {
@@ -261,6 +268,14 @@ Send, with curl:
 -H 'Content-Type: application/json' -d '{{\"data\": {{\"text\": \"hello\"}}}}'
 
 "
+    )
+}
+
+/// How the first person gets in.
+fn setup_text(setup: &str) -> String {
+    format!(
+        "Make the first account of the dashboard within a day, with this link:\n\n  {setup}\n\n\
+Or at any time: shardwirectl accounts create you@example.com --operator\n\n"
     )
 }
 

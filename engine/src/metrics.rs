@@ -15,8 +15,10 @@ use crate::usage::UsageStats;
 
 mod broker;
 pub(crate) mod cluster;
+pub mod push;
 mod store;
 mod usage;
+pub mod webhooks;
 
 /// Media type of the format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

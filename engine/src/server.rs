@@ -8,6 +8,7 @@
 mod cluster;
 mod kept;
 mod operator;
+mod people;
 mod reload;
 mod shard_thread;
 mod sockets;
@@ -28,6 +29,7 @@ use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement as ChannelPlacement, ShardId};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::KeptMember;
+use shardwire_proto::webhook::{Raised, Wanted, What};
 use socket2::Socket;
 
 use crate::accept::{Acceptor, INBOX_CONNECTIONS};
@@ -37,9 +39,12 @@ use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::Config;
 use crate::http::AdminStart;
 use crate::keys::{self, Opened};
+use crate::records;
 use crate::registry::{self, RegistryHandle};
 use crate::shard::inbox::{self, Inbox, InboxSender};
 use crate::shard::{LANE_BATCHES, read_clock, start_clock};
+use crate::side::push::{self, PushHandle, WhoIsThere};
+use crate::side::webhooks::{self, Surroundings, WebhookHandle};
 use crate::store::mongo::{MongoStorage, Regime};
 use crate::store::sqlite::Sqlite;
 use crate::store::{self, StoreHandle};
@@ -48,10 +53,11 @@ use crate::tls::Acceptors;
 use crate::usage::{self, AppTotals, UsageHandle};
 use crate::watchdog::{Beats, Watchdog};
 use crate::{notify, sys};
+use cluster::Joined;
 pub use operator::Operator;
 use operator::Order;
 use reload::options;
-use shard_thread::{Control, Plan};
+use shard_thread::{Control, Plan, WantedEvents};
 use sockets::Sockets;
 
 /// Name of the embedded store in the data folder.
@@ -88,10 +94,14 @@ const IO_MEMORY_BYTES: usize = 64 * 1024;
 const RING_DEPTH: usize = 1024;
 
 /// The addresses that are served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ready {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
+    /// Where the dashboard is; none without one.
+    pub dashboard: Option<String>,
+    /// The page that makes the first account, while there is none. A secret.
+    pub setup: Option<String>,
 }
 
 /// Why the process cannot go on.
@@ -107,6 +117,10 @@ pub enum RunError {
     Usage(String),
     /// The store of messages cannot be used.
     Store(String),
+    /// The outbox of webhooks cannot be used.
+    Webhooks(String),
+    /// Push cannot be used.
+    Push(String),
     /// The way to other nodes is configured wrongly.
     Broker(String),
     /// Redis cannot be used as configured.
@@ -115,6 +129,8 @@ pub enum RunError {
     Tls(io::Error),
     /// The admin token cannot be read.
     AdminToken(String),
+    /// Accounts cannot be used.
+    Accounts(String),
 }
 
 impl fmt::Display for RunError {
@@ -130,11 +146,14 @@ impl fmt::Display for RunError {
             ),
             Self::Signals(error) => write!(f, "cannot catch signals: {error}"),
             Self::Usage(error) => write!(f, "cannot use the record of usage: {error}"),
+            Self::Webhooks(error) => write!(f, "cannot use the outbox of webhooks: {error}"),
+            Self::Push(error) => write!(f, "cannot start push: {error}"),
             Self::Store(error) => write!(f, "cannot use the store of messages: {error}"),
             Self::Broker(error) => write!(f, "broker.redis: {error}"),
             Self::Cluster(error) => write!(f, "cannot use [broker.redis]: {error}"),
             Self::Tls(error) => write!(f, "cannot follow certificate files: {error}"),
             Self::AdminToken(error) => write!(f, "cannot read the admin token: {error}"),
+            Self::Accounts(error) => write!(f, "cannot use the accounts: {error}"),
         }
     }
 }
@@ -206,8 +225,41 @@ pub fn run(
         .iter()
         .map(|_| inbox::bounded(usage::TOTALS_WAITING_MAX))
         .unzip();
-    let (usage, used) = usage::start(&config.data_dir, mongo, registry.clone(), usage_inboxes)
-        .map_err(RunError::Usage)?;
+    let (wanted_inboxes, wanted_later): (Vec<_>, Vec<_>) = config
+        .cores
+        .iter()
+        .map(|_| inbox::bounded(webhooks::WANTED_WAITING_MAX))
+        .unzip();
+    let records = records::storage(mongo.as_ref(), &config.data_dir);
+    let (webhooks, wanted) = webhooks::start(Surroundings {
+        storage: records.clone(),
+        config: config.webhooks.clone(),
+        registry: registry.clone(),
+        store: store.clone(),
+        shards: wanted_inboxes,
+        grace_ms: config.limits.presence_grace_ms,
+    })
+    .map_err(RunError::Webhooks)?;
+    // Another process may work on the same database.
+    let alone = mongo.is_none();
+    let (usage, used) = usage::start(
+        &config.data_dir,
+        mongo,
+        registry.clone(),
+        usage_inboxes,
+        tell_quotas(webhooks.clone()),
+    )
+    .map_err(RunError::Usage)?;
+    let (ask_who, who) = inbox::bounded(push::WHO_WAITING_MAX);
+    let push = push::start(
+        &*records,
+        &config.push,
+        &config.data_dir,
+        registry.clone(),
+        ask_who,
+        alone,
+    )
+    .map_err(RunError::Push)?;
     let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
         .cores
         .iter()
@@ -215,7 +267,11 @@ pub fn run(
         .unzip();
     let broker = start_broker(&config, broker_inboxes)?;
     let placement = placement(&config);
-    let (cluster, shared, calls) = cluster::start(&config, &placement, &registry, (listen, admin))
+    let Joined {
+        cluster,
+        shared,
+        calls,
+    } = cluster::start(&config, &placement, &registry, (listen, admin))
         .map_err(RunError::Cluster)?;
     if let Some(cluster) = &cluster {
         usage.join(cluster.clone());
@@ -224,9 +280,11 @@ pub fn run(
         replies,
         snapshots,
         totals,
+        wanted: wanted_later,
         heard,
         shared,
     };
+    let people = people::start(&config, &sockets, &*records).map_err(RunError::Accounts)?;
     let clock = start_clock();
     let served = Served {
         registry: registry.clone(),
@@ -236,9 +294,14 @@ pub fn run(
         store: store.clone(),
         broker: broker.clone(),
         usage: usage.clone(),
+        push: push.clone(),
+        who,
         used,
+        webhooks: webhooks.clone(),
+        wanted,
         tls: tls.clone(),
         admin: sockets.admin,
+        dashboard: sockets.dashboard,
         members: {
             let now_ms = read_clock(clock).unix_ms;
             kept::take(&config.data_dir, config.limits.presence_grace_ms, now_ms).into()
@@ -250,6 +313,7 @@ pub fn run(
             listen,
             admin,
             operator,
+            accounts: people.accounts.clone(),
         },
     };
     let (shards, connections) = start_shards(&config, served, inboxes)?;
@@ -263,7 +327,12 @@ pub fn run(
         // Who is told that it is ready may publish at once. Without Redis it serves all the same.
         broker.wait_connected(BROKER_START_PATIENCE);
     }
-    on_ready(&Ready { listen, admin });
+    on_ready(&Ready {
+        listen,
+        admin,
+        dashboard: people.url,
+        setup: people.setup,
+    });
     let mut pulse = Pulse::new(&shards.beats);
     let mut current = config;
     while pulse.next(&orders) == Order::Reload {
@@ -271,6 +340,10 @@ pub fn run(
     }
     let accepting = Accepting { acceptor, offered };
     stop(shards, accepting, &current, &orders, pulse);
+    push.shutdown();
+    if let Some(accounts) = people.accounts {
+        accounts.shutdown();
+    }
     if broker.is_some_and(|broker| !broker.shutdown(BROKER_PATIENCE)) {
         log::error!("the broker did not finish; unacknowledged messages may be lost");
     }
@@ -278,12 +351,30 @@ pub fn run(
         cluster.shutdown(CLUSTER_PATIENCE);
     }
     usage.shutdown();
+    webhooks.shutdown(Duration::from_millis(current.webhooks.timeout_ms));
     registry.shutdown();
     if !store.shutdown(STORE_PATIENCE) {
         log::error!("the store did not finish; unacknowledged messages may be lost");
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// Lets back ends know how far quotas are used up.
+fn tell_quotas(webhooks: WebhookHandle) -> impl Fn(&usage::Mark) -> bool {
+    move |mark| {
+        let event = Raised {
+            app: mark.app.clone(),
+            timestamp: registry::now_ms(),
+            what: What::Quota {
+                quota: mark.quota.to_owned(),
+                percent: mark.percent,
+                used: mark.used,
+                limit: mark.limit,
+            },
+        };
+        webhooks.raise(event).is_ok()
+    }
 }
 
 /// Joins the other nodes, where there may be any.
@@ -321,7 +412,11 @@ fn offer_takeover(config: &Config, sockets: &Sockets, operator: Operator) -> Opt
 /// How long a stop may take.
 fn stop_within(config: &Config) -> Duration {
     let drain = &config.drain;
-    Duration::from_secs(drain.announce_s + drain.deadline_s) + STORE_PATIENCE + STOP_MARGIN
+    let webhooks = Duration::from_millis(config.webhooks.timeout_ms);
+    Duration::from_secs(drain.announce_s + drain.deadline_s)
+        + webhooks
+        + STORE_PATIENCE
+        + STOP_MARGIN
 }
 
 /// Waits for orders, and gives signs of life meanwhile.
@@ -375,6 +470,7 @@ struct Inboxes {
     replies: Vec<Inbox<StoreReply>>,
     snapshots: Vec<Inbox<Arc<Registry>>>,
     totals: Vec<Inbox<AppTotals>>,
+    wanted: Vec<Inbox<Arc<Wanted>>>,
     heard: Vec<Inbox<Vec<BrokerReply>>>,
     shared: Vec<Inbox<SharedReply>>,
 }
@@ -404,10 +500,16 @@ struct Served {
     store: StoreHandle,
     broker: Option<BrokerHandle>,
     usage: UsageHandle,
+    push: PushHandle,
+    who: Inbox<WhoIsThere>,
     /// What apps have used before this start.
     used: AppTotals,
+    webhooks: WebhookHandle,
+    /// Which events back ends want at the start.
+    wanted: Arc<Wanted>,
     tls: Acceptors,
     admin: Vec<Socket>,
+    dashboard: Vec<Socket>,
     admin_start: AdminStart,
     /// Presence members from before.
     members: Arc<[KeptMember]>,
@@ -447,18 +549,21 @@ fn start_shards(
     let beat_every = notify::watchdog_interval().map(Watchdog::period);
     let (mut running, mut connections) = (Vec::new(), Vec::new());
     // The first shard has the admin port.
-    let mut admin = Some(served.admin);
+    let mut admin = Some((served.admin, served.dashboard));
+    let mut who = Some(served.who);
     let inboxes = inboxes
         .replies
         .into_iter()
         .zip(inboxes.snapshots)
         .zip(inboxes.totals)
+        .zip(inboxes.wanted)
         .zip(inboxes.heard)
         .zip(inboxes.shared);
-    for ((index, core), ((((replies, snapshots), totals), heard), shared)) in
+    for ((index, core), (((((replies, snapshots), totals), later), heard), shared)) in
         (0u16..).zip(&config.cores).zip(inboxes)
     {
         let (control, orders) = inbox::bounded(CONTROL_QUEUE);
+        let (admin, dashboard) = admin.take().unwrap_or_default();
         let (to_shard, accepted) = inbox::bounded(INBOX_CONNECTIONS);
         connections.push(to_shard);
         let plan = Plan {
@@ -471,7 +576,14 @@ fn start_shards(
             usage: served.usage.clone(),
             used: served.used.clone(),
             totals,
+            webhooks: served.webhooks.clone(),
+            wanted: WantedEvents {
+                now: served.wanted.clone(),
+                later,
+            },
             snapshots,
+            push: served.push.clone(),
+            who: who.take(),
             options: options(config),
             seed: random_u64(),
             clock: served.clock,
@@ -480,7 +592,8 @@ fn start_shards(
             connections_max: config.runtime.connections_max.div_ceil(usize::from(count)),
             cors_origins: config.http.cors_origins.clone(),
             connections: accepted,
-            admin: admin.take().unwrap_or_default(),
+            admin,
+            dashboard,
             admin_start: served.admin_start.clone(),
             tls: served.tls.clone(),
             beats: beat_every.map(|every| (beats.clone(), every)),

@@ -141,3 +141,26 @@ pub fn duplicate(fd: RawFd) -> io::Result<glommio::net::TcpStream> {
     // SAFETY: the descriptor was made just now and is given away whole.
     Ok(unsafe { glommio::net::TcpStream::from_raw_fd(owned.into_raw_fd()) })
 }
+
+/// 32 random bytes of the system.
+pub fn random_32() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (to, from) in bytes.chunks_exact_mut(16).zip([random(), random()]) {
+        to.copy_from_slice(&from);
+    }
+    bytes
+}
+
+/// Has the calling thread run only when no other wants its core.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn run_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters outlive the call, which reads them; 0 means the calling thread.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

@@ -19,4 +19,5 @@ pub mod run;
 pub mod scenario;
 pub mod shared;
 pub mod stamp;
+pub mod tls;
 pub mod worker;

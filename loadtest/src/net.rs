@@ -91,6 +91,8 @@ impl Sources {
     }
 
     fn bind(&mut self, fd: &OwnedFd) -> rustix::io::Result<()> {
+        // Ports that an earlier run has left in TIME_WAIT will do.
+        sockopt::set_socket_reuseaddr(fd, true)?;
         for _ in 0..1000 {
             let Some(source) = self.next() else {
                 return Ok(());

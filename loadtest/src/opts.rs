@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::stamp::PAYLOAD_BYTES_MIN;
+use crate::tls::{Connector, Trust};
 
 /// Load generator for Shardwire and other WebSocket servers.
 ///
@@ -278,7 +279,7 @@ impl Protocol {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Target")]
 pub struct TargetOpts {
-    /// Server, as ws://HOST:PORT.
+    /// Server, as ws://HOST:PORT or wss://HOST:PORT.
     #[arg(long, default_value = "ws://127.0.0.1:9001")]
     pub url: String,
     /// Another node of the same cluster for the subscribers, as ws://HOST:PORT: what is measured goes from node to node.
@@ -302,6 +303,10 @@ pub struct TargetOpts {
     /// Whether published messages are to be stored (wSocket).
     #[arg(long, action = clap::ArgAction::Set, default_value_t = true)]
     pub persist: bool,
+    /// Publishers ask for no acks (wSocket), as servers without any have none: for a comparison of like with
+    /// like. In a closed loop there must be subscribers.
+    #[arg(long)]
+    pub no_acks: bool,
     /// Path that subscribers open (plain).
     #[arg(long, default_value = "/{channel}")]
     pub subscribe_path: String,
@@ -311,6 +316,15 @@ pub struct TargetOpts {
     /// Path that subscribers open which publish and get their own messages (plain).
     #[arg(long, default_value = "/{channel}")]
     pub echo_path: String,
+    /// TLS: trust certificates signed by one in this PEM file.
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// TLS: trust any certificate.
+    #[arg(long, conflicts_with = "ca")]
+    pub insecure: bool,
+    /// TLS: every connection makes a full handshake; without it those after the first resume with tickets.
+    #[arg(long)]
+    pub full_handshakes: bool,
     /// Allow a server on another host. Only measure servers that you run yourself.
     #[arg(long)]
     pub allow_remote: bool,
@@ -329,10 +343,11 @@ impl TargetOpts {
     }
 
     fn resolve_url(&self, url: &str) -> anyhow::Result<(SocketAddr, String)> {
-        let host = url
-            .strip_prefix("ws://")
-            .or_else(|| url.strip_prefix("http://"));
-        let host = host.with_context(|| format!("{url}: expected ws://HOST:PORT"))?;
+        let (scheme, host) = url.split_once("://").unwrap_or_default();
+        ensure!(
+            matches!(scheme, "ws" | "http" | "wss" | "https"),
+            "{url}: expected ws://HOST:PORT or wss://HOST:PORT"
+        );
         let host = host.split(['/', '?']).next().unwrap_or_default().to_owned();
         let addr = host
             .to_socket_addrs()
@@ -345,6 +360,18 @@ impl TargetOpts {
             );
         }
         Ok((addr, host))
+    }
+
+    /// What makes TLS sessions to `host`, where the URL asks for TLS.
+    pub fn connector(&self, host: &str) -> anyhow::Result<Option<Connector>> {
+        let is_secure = self.url.starts_with("wss:") || self.url.starts_with("https:");
+        let trust = match &self.ca {
+            _ if !is_secure => return Ok(None),
+            Some(file) => Trust::Authority(file),
+            None if self.insecure => Trust::Anybody,
+            None => bail!("{}: give --ca FILE, or --insecure", self.url),
+        };
+        Connector::new(host, trust, !self.full_handshakes).map(Some)
     }
 }
 
@@ -479,6 +506,22 @@ mod tests {
                 .is_ok()
         );
         assert!(target(&["--url", "127.0.0.1:80"]).resolve().is_err());
+        assert!(target(&["--url", "ftp://127.0.0.1:80"]).resolve().is_err());
+    }
+
+    #[test]
+    fn tls_needs_to_know_whom_to_trust() {
+        let connector = |args: &[&str]| target(args).connector("127.0.0.1:1");
+        assert!(connector(&["--insecure"]).unwrap().is_none(), "plain");
+        let secure = ["--url", "wss://127.0.0.1:1"];
+        assert!(connector(&secure).is_err());
+        assert!(
+            connector(&[&secure[..], &["--insecure"]].concat())
+                .unwrap()
+                .is_some()
+        );
+        let missing = connector(&[&secure[..], &["--ca", "/nowhere.pem"]].concat());
+        assert!(missing.unwrap_err().to_string().contains("/nowhere.pem"));
     }
 
     #[test]

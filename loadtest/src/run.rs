@@ -73,6 +73,7 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let nonce = format!("{:x}", started.as_micros() as u64 & 0xffff_ffff_ffff);
+    let tls = common.target.connector(&host)?;
     let adapter = Adapter::new(&common.target, &nonce);
     let resumes =
         matches!(scenario, Scenario::Churn(_) | Scenario::Reconnect(_)) && adapter.can_resume();
@@ -86,6 +87,7 @@ fn prepare(scenario: &Scenario, command: &[String]) -> anyhow::Result<(Settings,
         target,
         subscribe_target,
         host,
+        tls,
         adapter,
         size: common.load.size,
         threads: common.load.threads,

@@ -15,6 +15,7 @@ use crate::adapter::Adapter;
 use crate::flight::SharedFlights;
 use crate::meter::Span;
 use crate::plan::Plan;
+use crate::tls::Connector;
 
 /// What the threads are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Settings {
     pub subscribe_target: SocketAddr,
     /// The `Host` header.
     pub host: String,
+    /// What makes TLS sessions; none where connections are plain.
+    pub tls: Option<Connector>,
     /// Protocol.
     pub adapter: Adapter,
     /// Payload size in bytes.

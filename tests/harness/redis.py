@@ -31,13 +31,13 @@ class RedisServer:
 
     live = []
 
-    def __init__(self, folder, tls=None, acl=None, settings=None, bus=False):
+    def __init__(self, folder, tls=None, acl=None, settings=None, bus=False, user=(None, None)):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tls, self.acl, self.settings, self.bus = tls, acl, dict(settings or {}), bus
         self.port = self.bus_port = self.process = None
         self.certificate = tls and tls.issue("redis")
-        self.username = self.password = None  # of the client that `client()` makes
+        self.username, self.password = user  # of the client that `client()` makes
 
     # -- life -----------------------------------------------------------------------------------------------------
 

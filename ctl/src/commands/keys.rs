@@ -41,6 +41,7 @@ impl Session<'_> {
                 name,
                 capabilities,
                 expires_in,
+                publish_rate,
             } => {
                 let kind = match kind {
                     Kind::Client => "client",
@@ -57,6 +58,10 @@ impl Session<'_> {
                         "expiresMs",
                         expires_in.map(|s| (now_ms() + s * 1000).into()),
                     ),
+                    (
+                        "publishRate",
+                        object("--publish-rate", publish_rate.as_deref())?,
+                    ),
                 ]);
                 let made = self.client.post(&keys_path(&app.app), &key)?;
                 self.show_secret(&made, "key", "id")
@@ -66,6 +71,7 @@ impl Session<'_> {
                 app,
                 name,
                 capabilities,
+                publish_rate,
                 state,
             } => {
                 let patch = not_empty(body([
@@ -73,6 +79,13 @@ impl Session<'_> {
                     (
                         "capabilities",
                         object("--capabilities", capabilities.as_deref())?,
+                    ),
+                    (
+                        "publishRate",
+                        match publish_rate.as_deref() {
+                            Some("false") => Some(false.into()),
+                            rate => object("--publish-rate", rate)?,
+                        },
                     ),
                     ("disabled", state.disabled()),
                 ]))?;

@@ -1,15 +1,18 @@
 //! The commands, by what they are about.
 
+mod accounts;
 mod apps;
 pub(crate) mod check;
 mod connections;
 mod keys;
 mod messages;
 mod node;
+pub(crate) mod push;
 mod revocations;
 mod subscribe;
 mod top;
 mod usage;
+mod webhooks;
 
 use std::fs;
 use std::path::Path;
@@ -46,9 +49,13 @@ impl Session<'_> {
             Command::Subscribe(command) => self.subscribe(&command),
             Command::History(command) => self.history(&command),
             Command::Presence(command) => self.presence(&command),
+            Command::Accounts(command) => self.accounts(command),
+            Command::Audit(command) => self.audit(&command),
             Command::Top(command) => self.top(&command),
             Command::Plans(command) => self.plans(command),
             Command::Usage(command) => self.usage(&command),
+            Command::Webhooks(command) => self.webhooks(command),
+            Command::Push(command) => self.push(command),
             Command::Nodes => self.nodes(),
             Command::Drain(command) => self.drain(&command),
             Command::Config => self.config(),

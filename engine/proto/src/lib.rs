@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::indexing_slicing)]
 
+pub mod account;
 pub mod auth;
 pub mod broker;
 pub mod catchup;
@@ -22,6 +23,7 @@ pub mod meter;
 pub mod msg;
 pub mod namespace;
 pub mod outbox;
+pub mod push;
 pub mod quota;
 pub mod rate;
 pub mod record;
@@ -29,6 +31,7 @@ pub mod session;
 pub mod shard;
 pub mod ulid;
 pub mod url;
+pub mod webhook;
 pub mod wheel;
 pub mod wire;
 pub mod ws;

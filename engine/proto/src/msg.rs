@@ -35,6 +35,8 @@ pub enum Origin {
         conn: ConnId,
         /// The publisher wants its own message (contract D15).
         echo: bool,
+        /// The publisher wants to be told that it was accepted.
+        ack: bool,
     },
     Request {
         shard: ShardId,
@@ -52,6 +54,7 @@ impl Origin {
                 shard: from,
                 conn,
                 echo: false,
+                ..
             } if from == shard => Some(conn),
             Self::Conn { .. } | Self::Request { .. } => None,
         }
@@ -180,6 +183,8 @@ pub enum Query {
         code: u16,
         reason: String,
     },
+    /// Which of these clients have a connection.
+    Connected { clients: Vec<Box<str>> },
     /// Everything a shard has counted.
     Stats,
 }
@@ -230,6 +235,8 @@ pub enum Answer {
     Connections(Vec<ConnInfo>),
     /// From the connection's shard, if it is there.
     Connection(Option<Box<ConnInfo>>),
+    /// Some of those that were asked for.
+    Connected(Vec<Box<str>>),
     /// For the process's own use.
     #[serde(skip)]
     Stats(Box<Stats>),

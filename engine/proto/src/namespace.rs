@@ -38,6 +38,12 @@ pub struct Namespace {
     /// many there are.
     #[serde(default = "default_presence_events_max")]
     pub presence_events_max: usize,
+    /// Whether members who are enrolled for push and not connected are notified of messages.
+    #[serde(default)]
+    pub push_offline: bool,
+    /// How long further messages are held back after such a notification, to be one, s.
+    #[serde(default = "default_push_debounce_s")]
+    pub push_debounce_s: u64,
     /// Whether ephemeral messages are delivered on their node alone while the broker between nodes is away, instead of
     /// being refused.
     #[serde(default)]
@@ -49,6 +55,10 @@ pub struct Namespace {
 
 fn default_presence_events_max() -> usize {
     PRESENCE_EVENTS_MAX
+}
+
+fn default_push_debounce_s() -> u64 {
+    30
 }
 
 fn yes() -> bool {
@@ -74,6 +84,8 @@ impl Default for Namespace {
             sync: Sync::Process,
             presence_members_max: None,
             presence_events_max: PRESENCE_EVENTS_MAX,
+            push_offline: false,
+            push_debounce_s: default_push_debounce_s(),
             ephemeral_when_degraded: false,
             rates: Rates::default(),
         }
@@ -150,6 +162,8 @@ pub struct Settings {
     /// Of this namespace; none: the limit of all channels.
     pub presence_members_max: Option<usize>,
     pub presence_events_max: usize,
+    /// Whether absent members are notified, and how long others are held back after that, ms.
+    pub push_offline: Option<u64>,
     /// See [`Namespace::ephemeral_when_degraded`].
     pub ephemeral_when_degraded: bool,
 }
@@ -172,6 +186,9 @@ impl From<&Namespace> for Settings {
             },
             presence_members_max: n.presence_members_max,
             presence_events_max: n.presence_events_max,
+            push_offline: n
+                .push_offline
+                .then(|| n.push_debounce_s.saturating_mul(1000)),
             ephemeral_when_degraded: n.ephemeral_when_degraded,
         }
     }

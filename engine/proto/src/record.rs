@@ -117,6 +117,9 @@ pub enum Question {
     Page(Page),
     /// Number of messages with this timestamp.
     CountAt { timestamp: u64 },
+    /// Channels of all apps behind the one asked about (empty names: from the first), whose last message is not older.
+    /// Each store has its own order.
+    ChangedSince { timestamp: u64, limit: usize },
 }
 
 /// Which messages, and in which order (contract D17). All bounds are exclusive and absent where
@@ -162,6 +165,8 @@ pub enum StoreAnswer {
         has_more: bool,
     },
     Count(u64),
+    /// App and name.
+    Channels(Vec<(Arc<str>, Arc<str>)>),
 }
 
 /// What the store has of a channel.

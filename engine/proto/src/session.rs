@@ -37,6 +37,8 @@ pub struct Grant {
     pub named: bool,
     /// The connection gets its own messages (contract D15).
     pub echo: bool,
+    /// The connection is told of its publishes that were accepted.
+    pub ack: bool,
     /// Form of presence and history frames (contract D21).
     pub shape: Shape,
     /// Where the connection comes from.
@@ -70,25 +72,34 @@ pub struct Session {
     pub leaving: bool,
     /// Subscriptions, likewise.
     pub subscribe_rate: RateWindow,
-    /// Whatever else is counted by connection.
-    pub windows: Vec<OwnWindow>,
     /// Its client id's place among those that are counted.
     pub client: u32,
-    /// Malformed messages in the minute that began at `malformed_since_ms`.
-    pub malformed: u32,
-    pub malformed_since_ms: u64,
     /// What it is being sent of the past.
     pub catchup: Option<Box<Catchup>>,
     /// [`crate::shard::Shard::pump`] is at work, further up on the stack.
     pub pumping: bool,
     /// Replay jobs begun so far.
     pub replays_begun: u32,
+    /// None until its first presence request.
+    pub presence: Option<Box<ConnPresence>>,
+    /// None until the first of it is needed.
+    pub rare: Option<Box<Rare>>,
+}
+
+const _: () = assert!(size_of::<Session>() <= 272, "one per connection");
+
+/// What few connections need.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// Whatever is counted by connection beside publishes and subscriptions.
+    pub windows: Vec<OwnWindow>,
+    /// Malformed messages in the minute that began at `malformed_since_ms`.
+    pub malformed: u32,
+    pub malformed_since_ms: u64,
     /// History requests in the order of their answers.
     pub histories: VecDeque<HistorySlot>,
     /// History requests so far.
     pub histories_asked: u64,
-    /// None until its first presence request.
-    pub presence: Option<Box<ConnPresence>>,
 }
 
 /// A connection's part in presence.
@@ -143,15 +154,21 @@ impl Session {
         if scope == Scope::Connection && bucket == Bucket::wide(Class::Subscribe) {
             return &mut self.subscribe_rate;
         }
-        let mut known = self.windows.iter();
+        let windows = &mut self.rare().windows;
+        let mut known = windows.iter();
         let at = known.position(|(s, b, _)| (*s, *b) == (scope, bucket));
         let at = at.unwrap_or_else(|| {
-            self.windows.push((scope, bucket, RateWindow::default()));
-            self.windows.len() - 1
+            windows.push((scope, bucket, RateWindow::default()));
+            windows.len() - 1
         });
         #[expect(clippy::indexing_slicing, reason = "found or made above")]
-        let (.., window) = &mut self.windows[at];
+        let (.., window) = &mut windows[at];
         window
+    }
+
+    /// Makes room for what few connections need.
+    pub fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
     }
 }
 
@@ -176,6 +193,8 @@ pub struct Conn {
     pub subscriptions: Vec<Subscription>,
     pub session: Box<Session>,
 }
+
+const _: () = assert!(size_of::<Conn>() <= 184, "one per connection");
 
 impl Conn {
     pub fn id(&self, slot: u32) -> ConnId {

@@ -70,6 +70,8 @@ pub struct Query<'a> {
     pub shape: Shape,
     /// Whether the connection receives its own publishes.
     pub echo: bool,
+    /// Whether publishes that were accepted are acknowledged.
+    pub ack: bool,
     /// Self-asserted client id; honoured only where the app allows it, and not checked here.
     pub client_id: Option<Cow<'a, str>>,
 }
@@ -81,6 +83,7 @@ impl Default for Query<'_> {
             token: None,
             shape: Shape::default(),
             echo: true,
+            ack: true,
             client_id: None,
         }
     }
@@ -94,6 +97,7 @@ impl fmt::Debug for Query<'_> {
             .field("token", &hidden(&self.token))
             .field("shape", &self.shape)
             .field("echo", &self.echo)
+            .field("ack", &self.ack)
             .field("client_id", &self.client_id)
             .finish()
     }
@@ -104,11 +108,11 @@ impl<'a> Query<'a> {
     /// none.
     ///
     /// # Errors
-    /// [`ErrorCode::BadRequest`] for a malformed percent sequence, text that is not UTF-8, and a value of `shape`
-    /// or `echo` that is not one.
+    /// [`ErrorCode::BadRequest`] for a malformed percent sequence, text that is not UTF-8, and a value of `shape`,
+    /// `echo` or `ack` that is not one.
     pub fn parse(query: &'a str) -> Result<Self, ErrorCode> {
-        let (mut key, mut token, mut shape, mut echo, mut client_id) =
-            (None, None, None, None, None);
+        let (mut key, mut token, mut shape) = (None, None, None);
+        let (mut echo, mut ack, mut client_id) = (None, None, None);
         for pair in pairs(query) {
             let (name, value) = pair?;
             let slot = match &*name {
@@ -116,6 +120,7 @@ impl<'a> Query<'a> {
                 "token" => &mut token,
                 "shape" => &mut shape,
                 "echo" => &mut echo,
+                "ack" => &mut ack,
                 "clientId" => &mut client_id,
                 _ => continue,
             };
@@ -132,13 +137,19 @@ impl<'a> Query<'a> {
                 Some("flat") => Shape::Flat,
                 Some(_) => return Err(ErrorCode::BadRequest),
             },
-            echo: match echo.as_deref() {
-                None | Some("true" | "1") => true,
-                Some("false" | "0") => false,
-                Some(_) => return Err(ErrorCode::BadRequest),
-            },
+            echo: parse_switch(echo.as_deref())?,
+            ack: parse_switch(ack.as_deref())?,
             client_id,
         })
+    }
+}
+
+/// A setting that is on where nothing is said.
+fn parse_switch(value: Option<&str>) -> Result<bool, ErrorCode> {
+    match value {
+        None | Some("true" | "1") => Ok(true),
+        Some("false" | "0") => Ok(false),
+        Some(_) => Err(ErrorCode::BadRequest),
     }
 }
 
@@ -304,6 +315,7 @@ mod tests {
             "/?x=%ff",
             "/?shape=round",
             "/?echo=maybe",
+            "/?ack=no",
             "/?key=%F0%9F",
         ] {
             assert_eq!(query(target), Err(ErrorCode::BadRequest), "{target}");

@@ -553,8 +553,8 @@ proptest! {
         p.publish(0, clients[0], "c", &format!("m{published}"));
         p.settle();
         let expected: Vec<String> = (1..=published).map(|n| format!("c#{n} ")).collect();
-        for node in 0..2 {
-            let heard: Vec<String> = p.take(node, clients[node]);
+        for (node, client) in clients.iter().enumerate() {
+            let heard: Vec<String> = p.take(node, *client);
             let heard: Vec<String> = heard
                 .iter()
                 .filter(|l| l.starts_with("c#"))

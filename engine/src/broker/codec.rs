@@ -46,6 +46,7 @@ pub(super) fn encode(item: &Publish<'_>, node: u64) -> Vec<u8> {
             shard,
             conn,
             echo: false,
+            ..
         } => {
             out.push(FLAG_ORIGIN);
             out.extend_from_slice(&node.to_le_bytes());
@@ -157,6 +158,7 @@ mod tests {
                     generation: 7,
                 },
                 echo,
+                ack: true,
             },
         }
     }

@@ -310,10 +310,11 @@ fn take(core: &std::rc::Rc<Core>, shard: ShardId, op: BrokerOp, asked: Instant) 
 
 async fn answer(core: std::rc::Rc<Core>, shard: ShardId, read: StoreRead) {
     let keys = core.keys.channel(&read.app, &read.channel);
-    let cmd = scripts::ask(&keys, &read.question);
-    let value = topics::call(&core, cmd, keys.slot()).await;
+    let value = match scripts::ask(&keys, &read.question) {
+        Some(cmd) => topics::call(&core, cmd, keys.slot()).await.ok(),
+        None => None,
+    };
     let answer = value
-        .ok()
         .and_then(|value| scripts::answer(&read.question, value))
         .ok_or(StoreError::Failed);
     let ticket = read.ticket;

@@ -116,6 +116,7 @@ impl Lane {
     }
 
     /// Gives the job back where it would fail.
+    #[expect(clippy::result_large_err, reason = "the job comes back as it was")]
     pub(super) fn push(&self, job: Job) -> Result<(), Job> {
         if self.state.get() == LaneState::Down || self.stopped.get() {
             return Err(job);
@@ -126,6 +127,7 @@ impl Lane {
     }
 
     /// Before all that waits; the last one pushed goes first.
+    #[expect(clippy::result_large_err, reason = "the job comes back as it was")]
     fn push_front(&self, job: Job) -> Result<(), Job> {
         if self.state.get() == LaneState::Down || self.stopped.get() {
             return Err(job);

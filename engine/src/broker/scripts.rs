@@ -185,10 +185,11 @@ pub(super) fn loaded(value: Value) -> Option<(Loaded, u64)> {
     Some((loaded, from))
 }
 
-pub(super) fn ask(keys: &ChannelKeys, question: &Question) -> Cmd {
+/// None where the question is not of one channel: Redis has no list of them.
+pub(super) fn ask(keys: &ChannelKeys, question: &Question) -> Option<Cmd> {
     let (meta, stream) = (keys.meta(), keys.stream());
     let keys = [meta.as_str(), stream.as_str()];
-    match question {
+    Some(match question {
         Question::Load {
             messages_max,
             bytes_max,
@@ -228,7 +229,8 @@ pub(super) fn ask(keys: &ChannelKeys, question: &Question) -> Cmd {
             cmd.arg(*timestamp);
             cmd
         }
-    }
+        Question::ChangedSince { .. } => return None,
+    })
 }
 
 pub(super) fn answer(question: &Question, value: Value) -> Option<StoreAnswer> {
@@ -249,6 +251,7 @@ pub(super) fn answer(question: &Question, value: Value) -> Option<StoreAnswer> {
             Some(StoreAnswer::Page { messages, has_more })
         }
         Question::CountAt { .. } => integer(&value).map(StoreAnswer::Count),
+        Question::ChangedSince { .. } => None,
     }
 }
 

@@ -221,9 +221,7 @@ impl Bus {
             call,
         };
         out.shared.counters.calls_sent.fetch_add(1, Relaxed);
-        let nodes = super::lock(&out.shared.nodes);
-        let wanted = nodes.iter().filter(|n| n.name != out.shared.name).count();
-        drop(nodes);
+        let wanted = out.shared.others();
         let waiting = Waiting {
             reply,
             answers: Vec::new(),

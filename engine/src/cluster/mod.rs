@@ -104,6 +104,12 @@ struct Shared {
 }
 
 impl Shared {
+    /// Nodes beside this one.
+    fn others(&self) -> usize {
+        let nodes = lock(&self.nodes);
+        nodes.iter().filter(|node| node.name != self.name).count()
+    }
+
     fn is_ending(&self) -> bool {
         self.is_ending.load(Relaxed)
     }
@@ -209,7 +215,7 @@ impl ClusterHandle {
         if !self.is_up() {
             return Err(Unanswered);
         }
-        let wanted = self.others();
+        let wanted = self.shared.others();
         if wanted == 0 {
             return Ok(Vec::new());
         }
@@ -223,7 +229,7 @@ impl ClusterHandle {
             Vec::new()
         };
         let answers = future::or(answers.recv(), late).await;
-        if answers.len() < wanted.min(self.others()) {
+        if answers.len() < wanted.min(self.shared.others()) {
             return Err(Unanswered);
         }
         Ok(answers)
@@ -294,11 +300,6 @@ impl ClusterHandle {
         if thread.join().is_err() {
             log::error!("the cluster's thread ended badly");
         }
-    }
-
-    fn others(&self) -> usize {
-        let nodes = lock(&self.shared.nodes);
-        nodes.iter().filter(|n| n.name != self.shared.name).count()
     }
 }
 

@@ -49,6 +49,8 @@ fn as_text<S: serde::Serializer>(name: &Arc<str>, serializer: S) -> Result<S::Ok
 
 /// What a beat brings.
 struct Beat {
+    /// The lease was there before.
+    is_known: bool,
     now_ms: u64,
     /// Description and last beat, Redis's time, by lease.
     leases: BTreeMap<String, (u64, String)>,
@@ -80,6 +82,12 @@ pub(super) async fn keep(
             let beat = beat(session, out).await;
             let looked = mirror::look(session, out, &mut mirrored).await;
             match alive.and(looked).and(beat) {
+                Ok(brought) if beaten.is_some() && !brought.is_known => {
+                    log::warn!(
+                        "cluster: Redis has forgotten this node's lease; what it holds is told anew"
+                    );
+                    return;
+                }
                 Ok(brought) => {
                     beaten = Some(now);
                     beat_due = now + BEAT;
@@ -120,13 +128,14 @@ async fn beat(session: &Session, out: &Out) -> RedisResult<Beat> {
     about["channels"] = channels.into();
     about[limits::FIELD] = limits::take_uses(out);
     let about = about.to_string();
-    let (_, now_ms, entries): (Reply, u64, BTreeMap<String, String>) =
+    let (is_known, now_ms, entries): (bool, u64, BTreeMap<String, String>) =
         session.nodes("beat", &[&session.lease, &about]).await?;
     let leases = entries.into_iter().filter_map(|(lease, entry)| {
         let (at, about) = entry.split_once(':')?;
         Some((lease, (at.parse().ok()?, about.to_owned())))
     });
     Ok(Beat {
+        is_known,
         now_ms,
         leases: leases.collect(),
     })

@@ -3,6 +3,7 @@
 //! Not here: keys and tokens (see [`crate::keys`]), and whether the host can serve it (see [`crate::check`]). Invariants:
 //! a [`Config`] is valid, and holds no secret; whatever is wrong is told at once, each with the place it was written.
 
+mod accounts;
 pub mod cli;
 mod cores;
 mod source;
@@ -21,8 +22,11 @@ use shardwire_proto::rate::table::Place;
 
 use crate::broker::{RedisConfig, RedisUrl};
 use crate::mongo::{MongoConfig, MongoUrl};
+use crate::side::push::PushConfig;
+use crate::side::webhooks::WebhooksConfig;
 use crate::store::StoreConfig;
 
+pub use self::accounts::{Accounts, Dashboard, Mail, SmtpTls};
 use self::cli::Flags;
 pub use self::cores::{Host, SHARDS_MAX, show as show_cores};
 pub use self::source::Env;
@@ -54,6 +58,15 @@ const LEEWAY_S_MAX: u64 = 600;
 const TOKEN_AGE_S_MAX: u64 = 366 * 24 * 3600;
 /// Largest overlap of a resume, in ms: beyond it every resume would repeat more than is kept for it at least.
 const RECOVERY_OVERLAP_MS_MAX: u64 = 120_000;
+
+/// Attempts at webhooks under way at once: each has a thread.
+const WEBHOOK_THREADS_MAX: u64 = 1024;
+/// Further attempts at a delivery.
+const WEBHOOK_RETRIES_MAX: usize = 20;
+/// Longest pause before one, in ms: a day.
+const WEBHOOK_PAUSE_MS_MAX: u64 = 24 * 3600 * 1000;
+/// Longest time that events are kept, in seconds: a year.
+const WEBHOOK_RETENTION_S_MAX: u64 = 366 * 24 * 3600;
 
 /// Every setting, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -99,6 +112,16 @@ pub struct Config {
     pub history: History,
     /// What is kept of which channels; the file's `[[namespace]]` tables, in order.
     pub namespace: Vec<Namespace>,
+    /// People.
+    pub accounts: Accounts,
+    /// The pages they use.
+    pub dashboard: Dashboard,
+    /// Letters to them.
+    pub mail: Mail,
+    /// Events for back ends.
+    pub webhooks: WebhooksConfig,
+    /// Push notifications.
+    pub push: PushConfig,
     /// The log.
     pub log: Log,
     /// The planned end.
@@ -310,6 +333,11 @@ impl Config {
             redis: read_redis(&mut reader, flags),
             history: reader.take_section("history", History::default()),
             namespace: reader.take("namespace", Vec::new()),
+            accounts: reader.take_section("accounts", Accounts::default()),
+            dashboard: reader.take_section("dashboard", Dashboard::default()),
+            mail: reader.take_section("mail", Mail::default()),
+            webhooks: reader.take_section("webhooks", WebhooksConfig::default()),
+            push: reader.take_section("push", PushConfig::default()),
             log: Log {
                 level: reader
                     .setting(&LOG_LEVEL, flags.log_level.as_deref(), string, parse_level)
@@ -348,6 +376,7 @@ impl Config {
                 "listen and admin.listen have the same port: {listen} and {admin}"
             ));
         }
+        self::accounts::check(&self, &mut reader);
         for (key, text) in self.redis.problems() {
             let place = reader.place(&format!("broker.redis.{key}"));
             reader.problem(format!("{place}: {text}"));
@@ -407,6 +436,25 @@ impl Config {
                 0,
                 RECOVERY_OVERLAP_MS_MAX,
             ),
+            ("webhooks.timeout_ms", self.webhooks.timeout_ms, 100, 60_000),
+            (
+                "webhooks.threads",
+                self.webhooks.threads as u64,
+                2,
+                WEBHOOK_THREADS_MAX,
+            ),
+            (
+                "webhooks.retention_s",
+                self.webhooks.retention_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
+            ),
+            (
+                "webhooks.dead_letters_s",
+                self.webhooks.dead_letters_s,
+                60,
+                WEBHOOK_RETENTION_S_MAX,
+            ),
             ("auth.leeway_s", self.auth.leeway_s, 0, LEEWAY_S_MAX),
             (
                 "auth.max_lifetime_s",
@@ -433,11 +481,22 @@ impl Config {
                 DRAIN_DEADLINE_S_MAX,
             ),
         ];
-        for (key, value, min, max) in bounds {
+        for (key, value, min, max) in bounds.into_iter().chain(self.push.bounds()) {
             if !(min..=max).contains(&value) {
                 let place = reader.place(key);
                 reader.problem(format!("{place}: {value} is not between {min} and {max}"));
             }
+        }
+        let retries = &self.webhooks.retry_ms;
+        if retries.len() > WEBHOOK_RETRIES_MAX
+            || retries
+                .iter()
+                .any(|ms| !(1..=WEBHOOK_PAUSE_MS_MAX).contains(ms))
+        {
+            let place = reader.place("webhooks.retry_ms");
+            reader.problem(format!(
+                "{place}: at most {WEBHOOK_RETRIES_MAX} pauses, from 1 to {WEBHOOK_PAUSE_MS_MAX} ms each"
+            ));
         }
         for (key, name) in [
             ("store.mongo.database", &self.mongo.database),

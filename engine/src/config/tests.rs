@@ -237,13 +237,13 @@ fn every_section_is_read() {
 
 #[test]
 fn unknown_keys_are_all_named_with_their_paths() {
-    let text = "listn = 'x'\n[limits]\nheartbeats_ms = 1\n[broker.redis]\nurls = []\n[websocket]\nhello = true\nhallo = 1";
+    let text = "listn = 'x'\n[limits]\nheartbeats_ms = 1\n[broker.redis]\nurl = 'x'\n[websocket]\nhello = true\nhallo = 1";
     let problems = load(text).unwrap_err();
     assert_eq!(problems.len(), 4, "{problems:?}");
     for key in [
         "listn",
         "limits.heartbeats_ms",
-        "broker.redis.urls",
+        "broker.redis.url",
         "websocket.hallo",
     ] {
         assert!(
@@ -453,6 +453,11 @@ fn the_readme_lists_every_setting() {
         "auth",
         "auth.claims",
         "history",
+        "accounts",
+        "dashboard",
+        "mail",
+        "webhooks",
+        "push",
         "broker.redis",
     ] {
         let keys = config[section].as_object().unwrap().keys();

@@ -27,16 +27,30 @@ const RETRY_AFTER: [[(&str, &str); 1]; 5] = [
 pub(crate) async fn serve<C: Core>(runtime: Rc<ShardRuntime<C>>, stream: TcpStream) {
     let tls = runtime.settings.tls.as_ref();
     let Some(occupied) = runtime.occupy() else {
-        // Where a handshake would come first, the end has to be answer enough.
-        if tls.is_none() {
-            let error = ErrorCode::ConnectionLimit.into();
-            refuse(&mut stream.into(), &error, retry_after());
-        }
-        return;
+        return refuse_full(&runtime, stream, tls).await;
     };
     match accept(&runtime, stream, tls).await {
         Some((transport, head)) => decide(runtime, transport, head, occupied).await,
         None => runtime.count(|io| io.heads_failed += 1),
+    }
+}
+
+/// Tells a client that all places are taken. With TLS a handshake comes first, for as many at a time as the shard has
+/// room for; the others have to take the end for an answer.
+async fn refuse_full<C: Core>(
+    runtime: &Rc<ShardRuntime<C>>,
+    stream: TcpStream,
+    tls: Option<&Acceptor>,
+) {
+    let error = ErrorCode::ConnectionLimit.into();
+    if tls.is_none() {
+        return refuse(&mut stream.into(), &error, retry_after());
+    }
+    let Some(_place) = runtime.occupy_refusal() else {
+        return;
+    };
+    if let Some((mut transport, _)) = accept(runtime, stream, tls).await {
+        refuse(&mut transport, &error, retry_after());
     }
 }
 

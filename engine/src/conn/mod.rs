@@ -143,10 +143,17 @@ impl<C: Core> ConnTask<C> {
 
     /// Whether reading has to wait; if so the task will be woken when that ends.
     fn must_pause(&self, cx: &Context<'_>) -> bool {
-        if self.runtime.must_pause() || self.runtime.core.borrow().has_had_its_turn(self.conn) {
+        let list = if self.runtime.must_pause() {
+            Some(&self.runtime.paused)
+        } else if !self.runtime.core.borrow_mut().may_read(self.conn) {
+            Some(&self.runtime.deferred)
+        } else {
+            None
+        };
+        if let Some(list) = list {
             // Without work of its own left, the turn that wakes it is still to come.
             self.runtime.schedule_turn();
-            self.runtime.paused.borrow_mut().push(cx.waker().clone());
+            list.borrow_mut().push_back(cx.waker().clone());
             return true;
         }
         // Its own outbox: the wait for the kernel's room wakes it.

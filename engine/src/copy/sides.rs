@@ -22,6 +22,8 @@ use crate::usage::{RowKey, SqliteSeries, USAGE_FILE, Used};
 
 /// What marks a destination in the making: a file of the data folder, or a document of `meta`.
 const MARK: &str = "store-copy";
+/// Changes per transaction: few enough to be answered in time by a slow database.
+const CHANGES_AT_ONCE: usize = 100;
 
 /// One of the two places.
 pub(super) struct Side {
@@ -216,7 +218,7 @@ pub(super) fn copy_documents(from: &mut Side, into: &mut Side) -> Result<(), Str
         json: json.clone(),
     });
     let changes: Vec<DocumentChange> = gone.chain(put).collect();
-    for some in changes.chunks(AT_ONCE) {
+    for some in changes.chunks(CHANGES_AT_ONCE) {
         into.documents.apply(some)?;
     }
     Ok(())
@@ -224,11 +226,11 @@ pub(super) fn copy_documents(from: &mut Side, into: &mut Side) -> Result<(), Str
 
 pub(super) fn copy_usage(from: &mut Side, into: &mut Side) -> Result<(), String> {
     from.each_usage(|rows| {
-        // A transaction each: small ones are quick, and may be done again.
-        rows.chunks(100).try_for_each(|some| match &mut into.usage {
-            Usage::Files(series) => series.put_rows(some),
-            Usage::Mongo(series) => series.put_rows(some),
-        })
+        rows.chunks(CHANGES_AT_ONCE)
+            .try_for_each(|some| match &mut into.usage {
+                Usage::Files(series) => series.put_rows(some),
+                Usage::Mongo(series) => series.put_rows(some),
+            })
     })?;
     Ok(())
 }

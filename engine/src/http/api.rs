@@ -11,7 +11,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, header};
 use shardwire_proto::auth::app::App;
 use shardwire_proto::auth::capability::Ops;
@@ -33,6 +32,7 @@ use shardwire_proto::wire::wsocket::{write_member_page, write_page};
 
 use super::cors::Cors;
 use super::pace::Pace;
+use super::push::{self, PushCall};
 use super::{Refusal, effective_method, everywhere, json, read_body, tell_rate};
 use crate::conn::head::bearer;
 use crate::shard::Server;
@@ -49,6 +49,7 @@ enum Endpoint {
     Channel,
     Disconnect,
     Unsubscribe,
+    Push(PushCall),
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -60,7 +61,7 @@ struct Resource {
 }
 
 impl Resource {
-    const PATHS: [(&'static str, Self); 7] = [
+    const PATHS: [(&'static str, Self); 20] = [
         (
             "/channels/{channel}/messages",
             Self {
@@ -89,6 +90,73 @@ impl Resource {
         (
             "/clients/{client}/unsubscribe",
             Self::post(&[("POST", Endpoint::Unsubscribe)]),
+        ),
+        (
+            "/push/register",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Register))]),
+        ),
+        (
+            "/push/unregister",
+            Self {
+                calls: &[
+                    ("POST", Endpoint::Push(PushCall::Unregister)),
+                    ("DELETE", Endpoint::Push(PushCall::Unregister)),
+                ],
+                methods: "POST, DELETE, OPTIONS",
+            },
+        ),
+        (
+            "/push/subscriptions",
+            Self::get(&[("GET", Endpoint::Push(PushCall::List))]),
+        ),
+        (
+            "/push/subscriptions/{id}",
+            Self {
+                calls: &[("DELETE", Endpoint::Push(PushCall::Delete))],
+                methods: "DELETE, OPTIONS",
+            },
+        ),
+        (
+            "/push/channels/add",
+            Self::post(&[("POST", Endpoint::Push(PushCall::AddChannel))]),
+        ),
+        (
+            "/push/channels/remove",
+            Self::post(&[("POST", Endpoint::Push(PushCall::RemoveChannel))]),
+        ),
+        (
+            "/push/send",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Send))]),
+        ),
+        (
+            "/push/broadcast",
+            Self::post(&[("POST", Endpoint::Push(PushCall::Broadcast))]),
+        ),
+        (
+            "/push/vapid-key",
+            Self::get(&[("GET", Endpoint::Push(PushCall::VapidKey))]),
+        ),
+        (
+            "/push/config",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Config))]),
+        ),
+        (
+            "/push/stats",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Stats))]),
+        ),
+        (
+            "/push/jobs",
+            Self::get(&[("GET", Endpoint::Push(PushCall::Jobs))]),
+        ),
+        (
+            "/push/jobs/{id}",
+            Self {
+                calls: &[
+                    ("GET", Endpoint::Push(PushCall::Job)),
+                    ("DELETE", Endpoint::Push(PushCall::CancelJob)),
+                ],
+                methods: "GET, HEAD, DELETE, OPTIONS",
+            },
         ),
     ];
 
@@ -147,6 +215,7 @@ impl Routes {
             app: param("app")?,
             channel: param("channel")?,
             client: param("client")?,
+            id: param("id")?,
         })
     }
 }
@@ -157,6 +226,7 @@ struct Call {
     app: String,
     channel: String,
     client: String,
+    id: String,
 }
 
 pub(super) async fn answer(
@@ -176,6 +246,9 @@ pub(super) async fn answer(
     let call = server.http.routes.find(&head.method, &target.path)?;
     let who = authenticate(server, target.query, &head.headers, remote)?;
     call.check_right(&who)?;
+    if matches!(call.endpoint, Endpoint::Push(_)) {
+        push::check_app(&who, &head.headers, target.query)?;
+    }
     let rate = server.with(|shard, now| shard.admit_http(&who, now));
     let rate = rate.map_err(|rate| Refusal {
         rate: Some(rate),
@@ -186,56 +259,75 @@ pub(super) async fn answer(
     {
         return Err(ErrorCode::RateExceeded.into());
     }
-    let mut response = carry_out(call, &who, &head, target.query, body, server, pace).await?;
+    let asked = Asked {
+        method: &head.method,
+        headers: &head.headers,
+        query: target.query,
+        body: Content::Unread(body),
+    };
+    let mut response = carry_out(call, &who, asked, server, pace).await?;
     if let Some(rate) = &rate {
         tell_rate(response.headers_mut(), rate);
     }
     Ok(response)
 }
 
+/// What a request brings beside its path.
+pub(super) struct Asked<'a> {
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+    pub(super) query: &'a str,
+    pub(super) body: Content,
+}
+
+/// A body that may have been read already.
+pub(super) enum Content {
+    Unread(Incoming),
+    Read(Bytes),
+}
+
 /// Serves to the operator what the public API serves of one app: `path` is `/admin/apps/{app}/…` where that has
 /// `/api/admin/apps/{app}/…`.
 pub(super) async fn answer_for_app(
-    head: &Parts,
     path: &str,
-    query: &str,
-    body: Incoming,
+    asked: Asked<'_>,
     server: &Server,
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let call = server
-        .http
-        .routes
-        .find(&head.method, &format!("/api{path}"))?;
+    let routes = &server.http.routes;
+    let call = routes.find(asked.method, &format!("/api{path}"))?;
     let registry = server.settings.registry.as_ref();
     let snapshot = registry.ok_or(ErrorCode::Unavailable)?.snapshot();
     let app = snapshot.app(&call.app).ok_or(ErrorCode::NotFound)?;
     let who = operator(app);
-    carry_out(call, &who, head, query, body, server, pace).await
+    carry_out(call, &who, asked, server, pace).await
 }
 
 /// Reads the body of a call that its caller may make, and answers it.
 async fn carry_out(
     call: Call,
     who: &auth::Caller,
-    head: &Parts,
-    query: &str,
-    body: Incoming,
+    asked: Asked<'_>,
     server: &Server,
     pace: &Pace,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let idempotency_key = idempotency_key(&head.headers)?;
+    let idempotency_key = idempotency_key(asked.headers)?;
     let body_max = server.with(|shard, _| shard.limits().http_body_bytes_max);
-    let body = match head.method {
-        Method::POST => read_body(body, body_max, pace).await?,
-        _ => Bytes::new(),
+    let body = match (asked.body, asked.method) {
+        (Content::Unread(body), &Method::POST) => read_body(body, body_max, pace).await?,
+        // Who is to be unregistered is in a body.
+        (Content::Unread(body), &Method::DELETE) if matches!(call.endpoint, Endpoint::Push(_)) => {
+            read_body(body, body_max, pace).await?
+        }
+        (Content::Unread(_), _) => Bytes::new(),
+        (Content::Read(body), _) => body,
     };
     let caller = Caller {
         server,
         who,
         idempotency_key: idempotency_key.as_deref(),
     };
-    caller.answer(call, query, &body).await
+    caller.answer(call, asked.query, &body).await
 }
 
 /// What stands for the operator where a caller's rights are asked for: every right in the app.
@@ -256,6 +348,9 @@ impl Call {
         if !self.app.is_empty() && self.app != who.app.id {
             return Err(not_permitted("the credentials belong to another app"));
         }
+        if let Endpoint::Push(call) = self.endpoint {
+            return call.check_right(who);
+        }
         if let Credential::Key(key) = &who.credential
             && key.kind != KeyKind::Server
         {
@@ -272,6 +367,7 @@ impl Call {
             Endpoint::Channels | Endpoint::Disconnect => grants.permits_everywhere(Ops::ADMIN),
             Endpoint::Channel | Endpoint::Clear => who.permits(&self.channel, Ops::ADMIN),
             Endpoint::Unsubscribe => grants.permits_somewhere(Ops::ADMIN),
+            Endpoint::Push(_) => false,
         };
         if permitted {
             Ok(())
@@ -354,6 +450,12 @@ impl Caller<'_> {
             Endpoint::Channel => self.describe_channel(&call.channel).await,
             Endpoint::Disconnect => self.disconnect(call.client, body).await,
             Endpoint::Unsubscribe => self.unsubscribe(call.client, body).await,
+            Endpoint::Push(what) => {
+                let push = self.server.settings.push.as_ref();
+                let key = self.idempotency_key;
+                what.answer(push, self.who, &call.id, query, body, key)
+                    .await
+            }
         }?;
         Ok(json(reply))
     }

@@ -12,6 +12,7 @@ mod cors;
 pub mod everywhere;
 mod io;
 mod pace;
+mod push;
 #[cfg(test)]
 mod tests;
 
@@ -33,10 +34,12 @@ use serde::Serialize;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::shard::HttpRate;
 
-pub use self::admin::{AdminSettings, AdminStart, serve_admin};
+pub(crate) use self::admin::perform;
+pub use self::admin::{AdminSettings, AdminStart, Port, serve_admin};
 use self::cors::Cors;
 use self::io::Io;
-use self::pace::{Pace, Watchdog};
+pub(crate) use self::pace::Pace;
+use self::pace::Watchdog;
 use crate::conn::Transport;
 use crate::conn::head::retry_after;
 use crate::shard::Server;
@@ -180,7 +183,11 @@ where
 ///
 /// # Errors
 /// 41300 when it is, or is announced to be, above `max` bytes; 40000 when it ends early or is framed wrongly.
-async fn read_body(mut body: Incoming, max: usize, pace: &Pace) -> Result<Bytes, ProtocolError> {
+pub(crate) async fn read_body(
+    mut body: Incoming,
+    max: usize,
+    pace: &Pace,
+) -> Result<Bytes, ProtocolError> {
     let too_large =
         || ProtocolError::with_text(ErrorCode::TooLarge, format!("body is above {max} bytes"));
     if body.size_hint().lower() > max as u64 {
@@ -214,10 +221,10 @@ async fn read_body(mut body: Incoming, max: usize, pace: &Pace) -> Result<Bytes,
 
 /// An error on its way to the client.
 #[derive(Debug)]
-struct Refusal {
-    error: ProtocolError,
+pub(crate) struct Refusal {
+    pub(crate) error: ProtocolError,
     /// The error's own, unless HTTP knows a better one.
-    status: StatusCode,
+    pub(crate) status: StatusCode,
     /// The methods that a 405 allows.
     allow: Option<&'static str>,
     /// Where a 429 comes from a rate of calls.
@@ -239,7 +246,7 @@ impl<E: Into<ProtocolError>> From<E> for Refusal {
 }
 
 impl Refusal {
-    fn method_not_allowed(allow: &'static str) -> Self {
+    pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
         Self {
             error: ProtocolError::with_text(ErrorCode::BadRequest, "method not allowed"),
             status: StatusCode::METHOD_NOT_ALLOWED,
@@ -248,7 +255,7 @@ impl Refusal {
         }
     }
 
-    fn into_response(self) -> Response<Full<Bytes>> {
+    pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
         let mut body = Vec::new();
         write_error(&mut body, &self.error, self.status);
         let mut response = json(body);
@@ -311,7 +318,7 @@ fn write_error(out: &mut Vec<u8>, error: &ProtocolError, status: StatusCode) {
     );
 }
 
-fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
+pub(crate) fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     let headers = response.headers_mut();
     headers.insert(
@@ -323,7 +330,7 @@ fn json(body: Vec<u8>) -> Response<Full<Bytes>> {
 }
 
 /// A `HEAD` is a `GET` whose body hyper leaves out.
-fn effective_method(method: &Method) -> &Method {
+pub(crate) fn effective_method(method: &Method) -> &Method {
     if method == Method::HEAD {
         &Method::GET
     } else {

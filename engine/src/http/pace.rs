@@ -34,7 +34,7 @@ enum Phase {
 
 /// The deadline and what it is for. Shared by the socket, the service and the [`Watchdog`] of one connection.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     phase: Cell<Phase>,
     due: Cell<Instant>,
 }

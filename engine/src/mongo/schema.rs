@@ -30,7 +30,10 @@ pub(crate) mod names {
 pub(crate) const META: &str = "meta";
 
 /// One per version: what brings the database from the version before to it.
-const STEPS: [fn() -> Vec<(&'static str, Vec<IndexModel>)>; 1] = [version_1];
+const STEPS: [fn() -> Indexes; 1] = [version_1];
+
+/// Indexes to be made, by collection.
+type Indexes = Vec<(&'static str, Vec<IndexModel>)>;
 
 /// Index of messages by number; pages walk along it.
 pub(crate) const BY_SEQ: &str = "by_seq";
@@ -41,7 +44,7 @@ pub(crate) const BY_NAME: &str = "by_name";
 /// Index that keeps a message's id from being stored twice within a window of dedup.
 pub(crate) const BY_ID: &str = "by_id";
 
-fn version_1() -> Vec<(&'static str, Vec<IndexModel>)> {
+fn version_1() -> Indexes {
     let messages = vec![
         index(
             BY_SEQ,

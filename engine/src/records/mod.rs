@@ -13,6 +13,10 @@ pub mod sqlite;
 mod tests;
 
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::mongo::Mongo;
 
 /// Most labels of a record.
 pub const LABELS_MAX: usize = 8;
@@ -218,6 +222,14 @@ pub trait Records: Send {
     /// # Errors
     /// Not all are there; they may be put again.
     fn restore(&mut self, records: &[(String, Record)]) -> Result<(), RecordError>;
+}
+
+/// Where side services keep their records: in the database where there is one, else in the data folder.
+pub fn storage(mongo: Option<&Mongo>, data_dir: &Path) -> Arc<dyn RecordStorage> {
+    match mongo {
+        Some(mongo) => Arc::new(mongo::MongoRecordStorage::new(mongo.clone())),
+        None => Arc::new(sqlite::SqliteRecordStorage::new(data_dir)),
+    }
 }
 
 /// Where connections come from.

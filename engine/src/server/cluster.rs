@@ -19,20 +19,26 @@ const MARKER_FILE: &str = "cluster";
 /// How much longer than the liveness deadline it is remembered where a client has connected, ms.
 const OPENED_MARGIN_MS: u64 = 10_000;
 
-/// The node, what shards hear of the others (by shard; nothing where there is no Redis), and what the others ask.
+/// This process as one of several nodes.
+pub(super) struct Joined {
+    /// None where there is no Redis, and so no others.
+    pub(super) cluster: Option<ClusterHandle>,
+    /// What shards hear of the others, by shard.
+    pub(super) shared: Vec<Inbox<SharedReply>>,
+    /// What the others ask.
+    pub(super) calls: Inbox<Incoming>,
+}
+
+/// Makes the process a node where Redis is configured.
+///
+/// # Errors
+/// The configuration is of no use; the text says why.
 pub(super) fn start(
     config: &Config,
     placement: &Placement,
     registry: &RegistryHandle,
     (listen, admin): (SocketAddr, SocketAddr),
-) -> Result<
-    (
-        Option<ClusterHandle>,
-        Vec<Inbox<SharedReply>>,
-        Inbox<Incoming>,
-    ),
-    String,
-> {
+) -> Result<Joined, String> {
     let inboxes = config
         .cores
         .iter()
@@ -40,7 +46,11 @@ pub(super) fn start(
     let (replies, shared) = inboxes.unzip();
     let (to_calls, calls) = inbox::bounded(CALLS_WAITING_MAX);
     if !config.redis.is_on() {
-        return Ok((None, shared, calls));
+        return Ok(Joined {
+            cluster: None,
+            shared,
+            calls,
+        });
     }
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let setup = Setup {
@@ -62,5 +72,9 @@ pub(super) fn start(
     };
     let cluster = start_thread(setup)?;
     registry.join(cluster.clone(), config.data_dir.join(MARKER_FILE));
-    Ok((Some(cluster), shared, calls))
+    Ok(Joined {
+        cluster: Some(cluster),
+        shared,
+        calls,
+    })
 }

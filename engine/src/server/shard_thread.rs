@@ -4,25 +4,30 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use futures_lite::future;
 use glommio::channels::channel_mesh::{Full, MeshBuilder};
 use glommio::net::TcpListener;
 use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::broker::BrokerReply;
 use shardwire_proto::cluster::SharedReply;
 use shardwire_proto::ids::{Placement, ShardId};
+use shardwire_proto::msg::{Answer, Query};
 use shardwire_proto::record::StoreReply;
 use shardwire_proto::shard::{KeptMember, Options, Shard, ShardConfig};
+use shardwire_proto::webhook::Wanted;
 use shardwire_proto::ws::{DecoderConfig, Role};
 use socket2::Socket;
 
 use crate::broker::BrokerHandle;
 use crate::cluster::{ClusterHandle, Incoming};
-use crate::config::Config;
+use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
-use crate::http::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
-use crate::shard::{Batch, Server, Settings, ShardRuntime, read_clock};
+use crate::shard::{Batch, Core, Server, Settings, ShardRuntime, read_clock};
+use crate::side::push::{PushHandle, WhoIsThere};
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::sys;
 use crate::tls::{Acceptor, Acceptors};
@@ -41,6 +46,11 @@ pub(super) struct Plan {
     pub(super) used: AppTotals,
     /// What they have used since, as it changes.
     pub(super) totals: Inbox<AppTotals>,
+    pub(super) webhooks: WebhookHandle,
+    pub(super) wanted: WantedEvents,
+    pub(super) push: PushHandle,
+    /// What push asks, on the first shard.
+    pub(super) who: Option<Inbox<WhoIsThere>>,
     pub(super) options: Options,
     pub(super) seed: u64,
     pub(super) clock: Instant,
@@ -50,6 +60,8 @@ pub(super) struct Plan {
     pub(super) connections: Inbox<Socket>,
     /// The admin listeners, on the first shard.
     pub(super) admin: Vec<Socket>,
+    /// The dashboard's own listeners, on the first shard.
+    pub(super) dashboard: Vec<Socket>,
     pub(super) admin_start: AdminStart,
     pub(super) tls: Acceptors,
     /// Where it shows that it moves, and how often; none where nobody wants to know.
@@ -78,6 +90,14 @@ pub(super) struct Plan {
     pub(super) keep: mpsc::Sender<Vec<KeptMember>>,
 }
 
+/// Which events back ends want.
+pub(super) struct WantedEvents {
+    /// At the start.
+    pub(super) now: Arc<Wanted>,
+    /// As it changes.
+    pub(super) later: Inbox<Arc<Wanted>>,
+}
+
 /// Orders of the main thread.
 pub(super) enum Control {
     Reconfigure {
@@ -102,6 +122,16 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// How long members are waited for that a connection seems to hold still: one that a drain's deadline has left open does.
 const KEEP_GRACE: Duration = Duration::from_millis(300);
 
+/// How long the end of a shard waits for its last events to be taken.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
+/// TLS handshakes of the process, beyond its connections, that end in a refusal: a quarter of the descriptors that are kept
+/// back.
+const REFUSALS_MAX: usize = NOFILE_RESERVE / 4;
+
+/// How often a shard that waits for the others looks for them.
+const MEETING_POLL: Duration = Duration::from_millis(5);
+
 /// What a drain leaves a connection for its request head: a client sends it at once, and a browser that connects ahead of
 /// need does not.
 const HEAD_GRACE: Duration = Duration::from_millis(300);
@@ -115,12 +145,15 @@ pub(super) async fn run(plan: Plan) {
         },
         handshake_deadline: Duration::from_millis(plan.options.limits.handshake_deadline_ms),
         connections_max: plan.connections_max,
+        refusals_max: (REFUSALS_MAX / usize::from(plan.placement.shards())).max(1),
         store: Some(plan.store),
         is_shared_store: plan.options.shared_store,
         broker: plan.broker,
-        tls: plan.tls.public,
+        tls: plan.tls.public.clone(),
         registry: Some(plan.registry.clone()),
         usage: Some(plan.usage.clone()),
+        webhooks: Some(plan.webhooks.clone()),
+        push: Some(plan.push),
         cluster: plan.cluster.clone(),
     };
     let shards = usize::from(plan.placement.shards());
@@ -136,10 +169,11 @@ pub(super) async fn run(plan: Plan) {
     let mut core = Shard::new(config, now);
     core.set_totals(&plan.used);
     core.meet_planned_apps();
+    core.set_wanted(plan.wanted.now);
     core.import_members(&plan.members, now);
     let server = ShardRuntime::new(plan.id, core, settings, Rc::new(http), plan.clock);
     if let Some(mesh) = plan.mesh {
-        match mesh.join().await {
+        match future::or(mesh.join(), stay_awake()).await {
             Ok((senders, receivers)) => server.connect_mesh(senders, receivers),
             Err(error) => {
                 log::error!("shard {}: cannot join the mesh: {error}", plan.id.0);
@@ -156,7 +190,11 @@ pub(super) async fn run(plan: Plan) {
     }
     glommio::spawn_local(hear_registry(server.clone(), plan.snapshots)).detach();
     glommio::spawn_local(hear_totals(server.clone(), plan.totals)).detach();
+    glommio::spawn_local(hear_wanted(server.clone(), plan.wanted.later)).detach();
     glommio::spawn_local(tick(server.clone(), plan.registry, plan.usage.clone())).detach();
+    if let Some(who) = plan.who {
+        glommio::spawn_local(tell_who_is_there(server.clone(), who)).detach();
+    }
     if let Some((beats, every)) = plan.beats {
         glommio::spawn_local(beat(beats, usize::from(plan.id.0), every)).detach();
     }
@@ -164,13 +202,19 @@ pub(super) async fn run(plan: Plan) {
     let started_ms = server.now().unix_ms;
     let admin = AdminSettings::new(plan.admin_start, shards, Stage::Serving, started_ms);
     let admin = Rc::new(admin);
-    for listener in plan.admin {
+    // Browsers are shown the certificates that clients are shown.
+    let own = plan.dashboard.into_iter();
+    let own = own.map(|listener| (listener, Port::Dashboard, plan.tls.public.clone()));
+    let ports = plan.admin.into_iter();
+    let ports = ports.map(|listener| (listener, Port::Admin, plan.tls.admin.clone()));
+    for (listener, port, tls) in ports.chain(own) {
         let listener = sys::glommio_listener(listener);
         glommio::spawn_local(accept_admin(
             server.clone(),
             listener,
-            plan.tls.admin.clone(),
+            tls,
             admin.clone(),
+            port,
         ))
         .detach();
     }
@@ -200,6 +244,7 @@ pub(super) async fn run(plan: Plan) {
             Control::Stop => {
                 // The last of it: connections have ended by now.
                 report_usage(&server, &plan.usage);
+                raise_all(&server).await;
                 return;
             }
         }
@@ -211,6 +256,7 @@ async fn accept_admin(
     listener: TcpListener,
     tls: Option<Acceptor>,
     settings: Rc<AdminSettings>,
+    port: Port,
 ) {
     loop {
         let (server, tls, settings) = (server.clone(), tls.clone(), settings.clone());
@@ -220,7 +266,7 @@ async fn accept_admin(
                     return;
                 };
                 if let Some((transport, head)) = accept(&server, stream, tls.as_ref()).await {
-                    serve_admin(transport, head, server, settings).await;
+                    serve_admin(transport, head, server, settings, port).await;
                 }
             })
             .detach(),
@@ -239,6 +285,14 @@ async fn accept_admin(
 /// Between two looks at deadlines.
 const TICK: Duration = Duration::from_millis(250);
 
+/// Never ends, and wakes the shard's thread while it waits for the others: on a busy machine the runtime loses about one in
+/// fifty of the wake-ups by which they find each other, and a thread that wakes for any reason sees what it has missed.
+async fn stay_awake<T>() -> T {
+    loop {
+        glommio::timer::sleep(MEETING_POLL).await;
+    }
+}
+
 async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
     loop {
         glommio::timer::sleep(TICK).await;
@@ -248,6 +302,7 @@ async fn tick(server: Server, registry: RegistryHandle, usage: UsageHandle) {
         });
         registry.note_uses(uses);
         report_usage(&server, &usage);
+        raise(&server);
         if let Some(cluster) = &server.settings.cluster {
             let (connections, channels) =
                 server.with(|shard, _| (shard.connections(), shard.channels()));
@@ -265,10 +320,58 @@ fn report_usage(server: &Server, usage: &UsageHandle) {
     }
 }
 
+/// Hands over what back ends are to be told, and that it is all.
+fn raise(server: &Server) {
+    if let Some(webhooks) = &server.settings.webhooks {
+        server.with(|shard, now| shard.raise(webhooks, true, now));
+    }
+}
+
+/// The last of it: what is not taken within [`LAST_EVENTS`] is lost.
+async fn raise_all(server: &Server) {
+    let started = Instant::now();
+    while started.elapsed() < LAST_EVENTS {
+        raise(server);
+        if !server.with(|shard, _| shard.has_hook_events()) {
+            return;
+        }
+        glommio::timer::sleep(DRAIN_STEP).await;
+    }
+    log::error!(
+        "shard {}: events for webhooks are lost: nobody takes them",
+        server.id.0
+    );
+}
+
+async fn hear_wanted(server: Server, wanted: Inbox<Arc<Wanted>>) {
+    loop {
+        let wanted = wanted.recv().await;
+        server.with(|shard, _| shard.set_wanted(wanted));
+    }
+}
+
 async fn hear_totals(server: Server, totals: Inbox<AppTotals>) {
     loop {
         let totals = totals.recv().await;
         server.with(|shard, _| shard.set_totals(&totals));
+    }
+}
+
+/// Answers which members have a connection, on whatever shard.
+async fn tell_who_is_there(server: Server, questions: Inbox<WhoIsThere>) {
+    loop {
+        let question = questions.recv().await;
+        let clients = question.members.clone();
+        let answers = server
+            .ask(&question.app, Query::Connected { clients })
+            .await;
+        let is_whole = answers.len() >= server.http.shards;
+        let of_shards = answers.into_iter().flat_map(|(_, answer)| match answer {
+            Answer::Connected(members) => members,
+            _ => Vec::new(),
+        });
+        let members = is_whole.then(|| of_shards.collect());
+        question.answer(members);
     }
 }
 

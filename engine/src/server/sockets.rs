@@ -16,6 +16,8 @@ pub(super) struct Sockets {
     pub(super) client: Vec<Socket>,
     /// Never empty.
     pub(super) admin: Vec<Socket>,
+    /// The dashboard's own, if it has one. A successor makes its own when this process has ended.
+    pub(super) dashboard: Vec<Socket>,
 }
 
 impl Sockets {
@@ -25,6 +27,10 @@ impl Sockets {
         Ok(Self {
             client: ready(inherited.client, config.listen, unacked)?,
             admin: ready(inherited.admin, config.admin_listen, unacked)?,
+            dashboard: match config.dashboard.own_listener() {
+                Some(address) => ready(Vec::new(), address, unacked)?,
+                None => Vec::new(),
+            },
         })
     }
 
@@ -32,6 +38,11 @@ impl Sockets {
     pub(super) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
         let address = |sockets: &[Socket]| sockets.first()?.local_addr().ok()?.as_socket();
         Some((address(&self.client)?, address(&self.admin)?))
+    }
+
+    /// Where the dashboard listens by itself.
+    pub(super) fn dashboard_address(&self) -> Option<SocketAddr> {
+        self.dashboard.first()?.local_addr().ok()?.as_socket()
     }
 
     /// More descriptors of the same sockets.

@@ -19,6 +19,7 @@ use super::ShardRuntime;
 use crate::broker::BrokerHandle;
 use crate::cluster::ClusterHandle;
 use crate::conn::Transport;
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::tls::Outcome;
 
@@ -59,15 +60,17 @@ pub trait Core: Sized + 'static {
     fn flush(&mut self, slot: u32) -> Option<Flush<'_>>;
     /// A connection that is catching up has been flushed whole.
     fn pump(&mut self, _conn: ConnId, _now: Now) {}
-    /// Whether the connection is read on in the next turn only, so that others get theirs.
-    fn has_had_its_turn(&self, _conn: ConnId) -> bool {
-        false
+    /// Whether the connection may be read in this turn; if not, in the next, so that others get theirs.
+    fn may_read(&mut self, _conn: ConnId) -> bool {
+        true
     }
     /// The turn is over.
     fn end_turn(&mut self) {}
     /// Hands the store what has gathered for it.
     fn submit(&mut self, _store: &StoreHandle, _now: Now) {}
     fn handle_store(&mut self, _reply: StoreReply, _now: Now) {}
+    /// Hands over what back ends are to be told; `always`: also that it is nothing.
+    fn raise(&mut self, _webhooks: &WebhookHandle, _always: bool, _now: Now) {}
     /// Hands the broker what has gathered for it, and the store that all nodes write, if there is one; otherwise the broker
     /// is asked what the store is.
     fn submit_to_broker(
@@ -205,8 +208,8 @@ impl Core for Shard {
         Shard::flush(self, slot)
     }
 
-    fn has_had_its_turn(&self, conn: ConnId) -> bool {
-        Shard::has_had_its_turn(self, conn)
+    fn may_read(&mut self, conn: ConnId) -> bool {
+        Shard::may_read(self, conn)
     }
 
     fn end_turn(&mut self) {
@@ -254,6 +257,14 @@ impl Core for Shard {
                     Shard::handle_store(self, StoreReply::Answer { ticket, answer }, now);
                 }
             }
+        }
+    }
+
+    fn raise(&mut self, webhooks: &WebhookHandle, always: bool, now: Now) {
+        if let Some(events) = self.take_hook_events(always, now)
+            && let Err(refused) = webhooks.take(self.id(), events)
+        {
+            self.keep_hook_events(refused);
         }
     }
 

@@ -20,6 +20,7 @@ mod requests;
 mod turn;
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Waker;
@@ -40,6 +41,8 @@ use crate::cluster::ClusterHandle;
 use crate::conn::{SharedSession, Transport};
 use crate::http::HttpSettings;
 use crate::registry::RegistryHandle;
+use crate::side::push::PushHandle;
+use crate::side::webhooks::WebhookHandle;
 use crate::store::StoreHandle;
 use crate::tls::Acceptor;
 use crate::usage::UsageHandle;
@@ -61,6 +64,8 @@ pub struct Settings {
     pub handshake_deadline: Duration,
     /// Connections and pending handshakes of this shard.
     pub connections_max: usize,
+    /// Handshakes beyond those, which end in a refusal.
+    pub refusals_max: usize,
     /// Where messages are kept; none where nothing is.
     pub store: Option<StoreHandle>,
     /// Who orders and keeps messages among several nodes; none where this is the only one.
@@ -73,6 +78,10 @@ pub struct Settings {
     pub registry: Option<RegistryHandle>,
     /// Where usage is added up; none where it is not.
     pub usage: Option<UsageHandle>,
+    /// Where events for back ends go; none where they go nowhere.
+    pub webhooks: Option<WebhookHandle>,
+    /// Who sends push notifications; none where nobody does.
+    pub push: Option<PushHandle>,
     /// The other nodes; none where there cannot be any.
     pub cluster: Option<ClusterHandle>,
 }
@@ -92,11 +101,14 @@ pub struct ShardRuntime<C> {
     turn: RefCell<Option<Waker>>,
     turn_scheduled: Cell<bool>,
     /// Connections that wait until the mesh has room.
-    pub(crate) paused: RefCell<Vec<Waker>>,
+    pub(crate) paused: RefCell<VecDeque<Waker>>,
+    /// Connections whose app has had its part of the turn, in the order of their next one.
+    pub(crate) deferred: RefCell<VecDeque<Waker>>,
     /// A mesh inbox had more than one turn takes.
     inbox_behind: Cell<bool>,
     pub requests: Requests,
     occupancy: Cell<usize>,
+    refusals: Cell<usize>,
     io: Cell<IoCounts>,
     clock: Clock,
     turn_now: Cell<Option<Now>>,
@@ -213,6 +225,15 @@ impl<C> Drop for Occupied<C> {
     }
 }
 
+/// A place among those who are being refused.
+pub(crate) struct Refused<C>(Rc<ShardRuntime<C>>);
+
+impl<C> Drop for Refused<C> {
+    fn drop(&mut self) {
+        self.0.refusals.set(self.0.refusals.get() - 1);
+    }
+}
+
 /// Bytes of the frames that were gathered last, to be sent again where the next connection has
 /// the very same frames: in a fan-out nearly all do.
 #[derive(Debug, Default)]
@@ -266,9 +287,11 @@ impl<C: Core> ShardRuntime<C> {
             turn: RefCell::default(),
             turn_scheduled: Cell::new(false),
             paused: RefCell::default(),
+            deferred: RefCell::default(),
             inbox_behind: Cell::new(false),
             requests: Requests::default(),
             occupancy: Cell::new(0),
+            refusals: Cell::new(0),
             io: Cell::default(),
             clock: Clock(clock_start),
             turn_now: Cell::new(None),
@@ -354,6 +377,16 @@ impl<C: Core> ShardRuntime<C> {
     /// Connections that are open, ending or being opened.
     pub fn occupancy(&self) -> usize {
         self.occupancy.get()
+    }
+
+    /// Takes a place among those who are told that the shard is full, where that needs a handshake first; `None` when
+    /// all are taken, which bounds what a crowd can make a full shard do.
+    pub(crate) fn occupy_refusal(self: &Rc<Self>) -> Option<Refused<C>> {
+        if self.refusals.get() >= self.settings.refusals_max {
+            return None;
+        }
+        self.refusals.set(self.refusals.get() + 1);
+        Some(Refused(self.clone()))
     }
 
     /// Takes a place among the shard's connections; `None` when all are taken.

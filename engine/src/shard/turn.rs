@@ -17,6 +17,10 @@ use crate::tls::Session;
 /// Most bytes put together for one send.
 const GATHER_BYTES: usize = 256 * 1024;
 
+/// Connections woken per turn of those whose app had had its part: rather more than get it then, far fewer than there may
+/// be.
+const DEFERRED_PER_TURN: usize = 64;
+
 /// What a flush of one connection came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Flushed {
@@ -51,8 +55,8 @@ impl<C: Core> ShardRuntime<C> {
             })
             .await;
             self.end_turn();
-            if self.lanes_held() || self.core.borrow().turn_due() {
-                // A peer's inbox is full, or more is to be told than one turn tells: go on when
+            if self.lanes_held() || self.has_deferred() || self.core.borrow().turn_due() {
+                // A peer's inbox is full, or there is more to do than one turn does: go on when
                 // everything else has run.
                 self.schedule_turn();
                 glommio::executor().yield_now().await;
@@ -75,6 +79,16 @@ impl<C: Core> ShardRuntime<C> {
                 waker.wake();
             }
         }
+        let mut deferred = self.deferred.borrow_mut();
+        let due = deferred.len().min(DEFERRED_PER_TURN);
+        for waker in deferred.drain(..due) {
+            waker.wake();
+        }
+    }
+
+    /// Connections wait for the next turn that nothing else may bring about.
+    fn has_deferred(&self) -> bool {
+        !self.deferred.borrow().is_empty()
     }
 
     /// Sockets are not read while a peer is far behind or this shard has not caught up with what
@@ -97,6 +111,9 @@ impl<C: Core> ShardRuntime<C> {
         }
         if let Some(store) = &self.settings.store {
             self.core.borrow_mut().submit(store, self.now());
+        }
+        if let Some(webhooks) = &self.settings.webhooks {
+            self.core.borrow_mut().raise(webhooks, false, self.now());
         }
     }
 
@@ -130,6 +147,11 @@ impl<C: Core> ShardRuntime<C> {
                 Output::History { request, result } => self.requests.paged(request, result),
                 Output::Members { request, page } => self.requests.listed(request, page),
                 Output::Cleared { request, result } => self.requests.cleared(request, result),
+                Output::Notice(notice) => {
+                    if let Some(push) = &self.settings.push {
+                        push.notice(*notice);
+                    }
+                }
                 Output::Answer {
                     from,
                     request,

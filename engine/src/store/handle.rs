@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use shardwire_proto::ids::ShardId;
-use shardwire_proto::record::{Change, StoreError, StoreOp, StoreRead, StoreReply};
+use shardwire_proto::record::{Change, StoreAnswer, StoreError, StoreOp, StoreRead, StoreReply};
 
 use super::readers::{self, ReadJob};
 use super::stats::{Shared, StoreStats};
 use super::writer::{self, Job};
 use super::{BackendError, READS_QUEUED_MAX, Role, Storage, StoreConfig};
 use crate::shard::inbox::InboxSender;
+
+/// How long a thread waits that may.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Access to a running store, for any thread. Clones are the same store.
 #[derive(Debug, Clone)]
@@ -149,6 +152,23 @@ impl StoreHandle {
                 }
                 TrySendError::Disconnected(_) => StoreError::Failed,
             })
+    }
+
+    /// Asks a question and waits for the answer: for threads that may, never for a shard.
+    ///
+    /// # Errors
+    /// As [`StoreHandle::read`], and [`StoreError::Failed`] where there is no answer in time.
+    pub fn ask(&self, read: StoreRead) -> Result<StoreAnswer, StoreError> {
+        let (reply, answer) = crossbeam_channel::bounded(1);
+        let Inner { reads, shared, .. } = &*self.inner;
+        if shared.closing.load(Relaxed) {
+            return Err(StoreError::Failed);
+        }
+        let sent = reads.send_timeout(ReadJob::Ask(read, reply), ASK_PATIENCE);
+        sent.map_err(|_| StoreError::Overloaded)?;
+        answer
+            .recv_timeout(ASK_PATIENCE)
+            .unwrap_or(Err(StoreError::Failed))
     }
 
     /// The store's numbers, for metrics and readiness.

@@ -2,7 +2,8 @@
 //!
 //! One writer thread turns what is queued into transactions (group commit); reader threads answer questions. Shards
 //! reach both through a [`StoreHandle`], never wait, and get their answers in an inbox. What is stored where is the
-//! [`Backend`]'s matter: [`sqlite`] is the embedded one.
+//! [`Backend`]'s matter: [`sqlite`] is the embedded one, [`mongo`] keeps it in a
+//! database.
 //!
 //! Not here: numbering, dedup and retention settings, which are the home shard's. Invariants: every queue is bounded;
 //! every accepted operation and question is answered once; operations of a shard are committed in their order; of a
@@ -97,7 +98,8 @@ pub trait Storage: Send + Sync + 'static {
 /// **What an ack means**: when [`Backend::apply`] has returned `Ok`, everything of the batch is found by every later
 /// [`Backend::read`] of any connection, and is there after the end of this process at any moment; where an operation
 /// asked for [`Sync::Disk`](shardwire_proto::record::Sync::Disk), after a power cut as well. When it has returned an
-/// error, nothing of the batch is found by later reads of this process.
+/// error, nothing of the batch is found by later reads of this process; but where several servers write a channel and
+/// somebody else has numbered its messages, they may be.
 pub trait Backend: Send + 'static {
     /// Commits a batch as one transaction, in order.
     ///

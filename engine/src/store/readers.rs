@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use shardwire_proto::ids::ShardId;
 use shardwire_proto::record::{StoreAnswer, StoreError, StoreRead, StoreReply};
 
@@ -22,6 +22,8 @@ const REOPEN_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) enum ReadJob {
     Read(ShardId, StoreRead),
+    /// Of a thread that waits.
+    Ask(StoreRead, Sender<Result<StoreAnswer, StoreError>>),
     /// One reader ends.
     Stop,
 }
@@ -60,17 +62,24 @@ impl<S: Storage> Reader<S> {
 
     /// Answers until told to stop or nobody is left to ask.
     pub(super) fn run(mut self) {
-        while let Ok(ReadJob::Read(shard, read)) = self.queue.recv() {
+        while let Ok(job) = self.queue.recv() {
+            let (ReadJob::Read(_, read) | ReadJob::Ask(read, _)) = &job else {
+                return;
+            };
             let started = Instant::now();
-            let answer = self.answer(&read);
+            let answer = self.answer(read);
             let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.shared.read.record(us);
             self.note(&answer);
-            let reply = StoreReply::Answer {
-                ticket: read.ticket,
-                answer: answer.map_err(|_| StoreError::Failed),
-            };
-            self.deliver(shard, reply);
+            let answer = answer.map_err(|_| StoreError::Failed);
+            match job {
+                ReadJob::Read(shard, StoreRead { ticket, .. }) => {
+                    self.deliver(shard, StoreReply::Answer { ticket, answer });
+                }
+                // Whoever asked may have given up.
+                ReadJob::Ask(_, reply) => _ = reply.try_send(answer),
+                ReadJob::Stop => return,
+            }
         }
     }
 

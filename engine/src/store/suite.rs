@@ -66,6 +66,7 @@ macro_rules! backend_suite {
             clearing_keeps_the_numbering_and_counts_what_readers_had,
             the_bytes_of_a_load_are_bounded,
             many_channels,
+            channels_that_have_changed_are_found_in_order,
             answers_are_those_of_a_naive_model,
         );
     };
@@ -357,6 +358,28 @@ pub(super) fn the_bytes_of_a_load_are_bounded<P: Place>() {
     assert_eq!(newest(question(9, 2 * weight + 1)), (vec![9, 10], 2));
     assert_eq!(newest(question(9, 2 * weight)), (vec![10], 2));
     assert_eq!(newest(question(9, 0)), (vec![], 2));
+}
+
+pub(super) fn channels_that_have_changed_are_found_in_order<P: Place>() {
+    let mut db = Db::<P>::new();
+    for (name, ts) in [("d", 5), ("b", 10), ("a", 9), ("c", 20), ("e", 11)] {
+        db.apply(&[append(name, 1, ts, FOREVER)]).unwrap();
+    }
+    let mut found = |after: &str, timestamp, limit| {
+        let question = Question::ChangedSince { timestamp, limit };
+        match db.ask(after, question, 30) {
+            StoreAnswer::Channels(found) => {
+                assert!(found.iter().all(|(app, _)| &**app == "app"));
+                let names = found.iter().map(|(_, name)| name.to_string());
+                names.collect::<Vec<_>>().concat()
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(found("", 10, 9), "bce");
+    assert_eq!(found("", 10, 2), "bc");
+    assert_eq!(found("c", 10, 2), "e");
+    assert_eq!(found("", 21, 9), "");
 }
 
 pub(super) fn many_channels<P: Place>() {

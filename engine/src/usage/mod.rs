@@ -40,6 +40,8 @@ const JOBS_MAX: usize = 1024;
 pub const TOTALS_WAITING_MAX: usize = 4;
 /// How often old rows are removed.
 const UPKEEP: Duration = Duration::from_secs(60);
+/// Apps and minutes per transaction: few enough to be written in time by a slow database.
+const WRITTEN_AT_ONCE: usize = 500;
 /// Pause after a failed write.
 const RETRY: Duration = Duration::from_millis(500);
 /// A question that is not answered by then is given up.
@@ -105,6 +107,16 @@ pub struct Question {
     pub to_ms: u64,
 }
 
+/// A share of a quota that is used up.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    pub app: Arc<str>,
+    pub quota: &'static str,
+    pub percent: u8,
+    pub used: u64,
+    pub limit: u64,
+}
+
 #[derive(Debug)]
 enum Job {
     Used(ShardId, Vec<AppUsage>),
@@ -115,7 +127,8 @@ enum Job {
 }
 
 /// Opens the file, or the database where there is one, and starts the thread; returns what apps have used so far, for
-/// the shards' start.
+/// the shards' start. `tell` is called when a mark is passed, and again with the next look where it says that it could
+/// not.
 ///
 /// # Errors
 /// It cannot be used.
@@ -127,6 +140,7 @@ pub fn start(
     mongo: Option<Mongo>,
     registry: RegistryHandle,
     shards: Vec<InboxSender<AppTotals>>,
+    tell: impl Fn(&Mark) -> bool + Send + 'static,
 ) -> Result<(UsageHandle, AppTotals), String> {
     let mut series: Box<dyn Series> = match mongo {
         Some(mongo) => Box::new(MongoSeries::new(mongo)),
@@ -150,6 +164,7 @@ pub fn start(
         unwritten_since: None,
         changed: Vec::new(),
         passed: HashMap::new(),
+        tell: Box::new(tell),
         shared: shared.clone(),
         is_failing: false,
         cluster: None,
@@ -235,6 +250,7 @@ struct Keeper {
     changed: Vec<Arc<str>>,
     /// By app and quota: the period that is meant, and the highest mark passed in it.
     passed: HashMap<(Arc<str>, &'static str), (u32, u8)>,
+    tell: Box<dyn Fn(&Mark) -> bool + Send>,
     shared: Arc<Shared>,
     is_failing: bool,
     cluster: Option<ClusterHandle>,
@@ -324,9 +340,8 @@ impl Keeper {
 
     fn write(&mut self) {
         if !self.unwritten.is_empty() {
-            match self.series.add(&self.unwritten) {
+            match self.write_parts() {
                 Ok(()) => {
-                    self.unwritten.clear();
                     self.unwritten_since = None;
                     self.is_failing = false;
                 }
@@ -344,6 +359,17 @@ impl Keeper {
         lock(&self.shared.stats).lag_ms = since.map_or(0, |since| {
             u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
         });
+    }
+
+    /// Writes what waits; what is written waits no more.
+    fn write_parts(&mut self) -> Result<(), String> {
+        while !self.unwritten.is_empty() {
+            let part = self.unwritten.iter().take(WRITTEN_AT_ONCE);
+            let part: Unwritten = part.map(|(key, used)| (key.clone(), *used)).collect();
+            self.series.add(&part)?;
+            self.unwritten.retain(|key, _| !part.contains_key(key));
+        }
+        Ok(())
     }
 
     fn tell_shards(&mut self) {
@@ -406,6 +432,16 @@ impl Keeper {
                 }
                 for (mark, count) in MARKS.into_iter().zip(&mut marks_passed) {
                     if ratio * 100.0 >= f64::from(mark) && passed.1 < mark {
+                        let told = Mark {
+                            app: name.clone(),
+                            quota,
+                            percent: mark,
+                            used,
+                            limit: most,
+                        };
+                        if !quietly && !(self.tell)(&told) {
+                            break;
+                        }
                         passed.1 = mark;
                         if !quietly {
                             *count += 1;

@@ -14,6 +14,7 @@ pub struct Wsocket {
     key: String,
     publish_key: String,
     ephemeral: bool,
+    no_acks: bool,
     nonce: String,
 }
 
@@ -25,6 +26,7 @@ impl Wsocket {
             publish_key: opts.server_key.clone().unwrap_or_else(|| key.clone()),
             key,
             ephemeral: !opts.persist,
+            no_acks: opts.no_acks,
             nonce: nonce.to_owned(),
         }
     }
@@ -32,7 +34,10 @@ impl Wsocket {
     pub(super) fn target(&self, duty: Duty) -> String {
         match duty {
             Duty::Subscribe => format!("/?key={}", self.key),
-            Duty::Publish | Duty::Echo | Duty::Member => format!("/?key={}", self.publish_key),
+            Duty::Publish | Duty::Echo | Duty::Member => {
+                let ack = if self.no_acks { "&ack=false" } else { "" };
+                format!("/?key={}{ack}", self.publish_key)
+            }
         }
     }
 
@@ -198,6 +203,7 @@ mod tests {
             key: "client-key-0000000".into(),
             publish_key: "server-key-0000000".into(),
             ephemeral: true,
+            no_acks: false,
             nonce: "ab12".into(),
         }
     }

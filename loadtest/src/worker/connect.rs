@@ -151,6 +151,11 @@ impl Worker<'_> {
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
+        let session = shared.settings.tls.as_ref().map(|tls| tls.session());
+        let tls = match session.transpose() {
+            Ok(session) => session,
+            Err(error) => return self.on_connect_failed(index, format!("TLS: {error}")),
+        };
         let settings = &shared.settings;
         let target = match role {
             Role::Http { .. } => settings.target,
@@ -166,6 +171,7 @@ impl Worker<'_> {
                 let (partial, partial_stream) = (Vec::new(), Vec::new());
                 slot.conn = Some(Conn {
                     fd,
+                    tls,
                     state: State::Connecting,
                     partial,
                     partial_stream,

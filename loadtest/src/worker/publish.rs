@@ -4,11 +4,9 @@
 //! leaves when it is due, and its stamp carries that time even if it leaves late.
 
 use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
 
 use super::Worker;
 use super::slot::{Role, State};
@@ -17,6 +15,7 @@ use crate::adapter::Outgoing;
 use crate::plan::Pace;
 use crate::shared::Phase;
 use crate::stamp::Stamp;
+use crate::tls::Session;
 
 /// A closed-loop stream that waits longer sends again, so that one lost message does not end the load.
 const STALL_NS: u64 = 5_000_000_000;
@@ -300,11 +299,12 @@ impl Worker<'_> {
         let slot = &mut self.slots[index as usize];
         let Some(conn) = &mut slot.conn else { return };
         let mut sent = 0;
-        while sent < conn.out.len() {
-            match send(&conn.fd, &conn.out[sent..], SendFlags::NOSIGNAL) {
+        while sent < conn.out.len() || conn.tls.as_ref().is_some_and(Session::wants_write) {
+            match conn.send_from(sent) {
+                Ok(0) => break,
                 Ok(n) => sent += n,
-                Err(Errno::AGAIN | Errno::NOTCONN) => break,
-                Err(Errno::INTR) => {}
+                Err(error) if is_temporary(&error) => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.on_lost(index, error.to_string());
                     return;
@@ -332,4 +332,12 @@ impl Worker<'_> {
             conn.out.drain(..sent);
         }
     }
+}
+
+/// The socket takes no more for now, or is not connected yet.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::WouldBlock | ErrorKind::NotConnected
+    )
 }

@@ -1,9 +1,10 @@
 //! What comes in: bytes to frames, frames to deliveries and replies.
 
+use std::io::ErrorKind;
+
 use memchr::memmem;
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv, sockopt};
+use rustix::net::sockopt;
 
 use super::Worker;
 use super::slot::{Role, State};
@@ -32,7 +33,7 @@ impl Worker<'_> {
             return;
         }
         if flags.contains(EventFlags::OUT)
-            && (conn.state == State::Connecting || !conn.out.is_empty())
+            && (conn.state == State::Connecting || conn.wants_write())
         {
             if let (State::Connecting, Role::Http { .. }) = (conn.state, slot.role) {
                 self.on_ready(index);
@@ -56,17 +57,18 @@ impl Worker<'_> {
             let have = conn.partial.len();
             buffer[..have].copy_from_slice(&conn.partial);
             let room = buffer.len() - have;
-            let result = match recv(&conn.fd, &mut buffer[have..], RecvFlags::empty()) {
-                Ok((0, _)) => Err("closed by the server".to_owned()),
-                Ok((n, _)) => {
-                    more = n == room || hung_up;
+            let result = match conn.recv(&mut buffer[have..]) {
+                Ok(0) => Err("closed by the server".to_owned()),
+                Ok(n) => {
+                    // A session hands over a record at a time.
+                    more = n == room || hung_up || conn.tls.is_some();
                     conn.partial.clear();
                     self.now_ns = self.shared.now_ns();
                     self.meter.enter(self.now_ns);
                     self.take(index, &buffer[..have + n])
                 }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => Err(error.to_string()),
             };
             if let Err(fault) = result {

@@ -1,9 +1,13 @@
 //! One connection of the generator and what it is there for.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::adapter::Duty;
 use crate::plan::Plan;
+use crate::tls::Session;
 
 /// What a slot's connection is there for, for the whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +77,8 @@ pub(super) enum State {
 /// A live connection. Its buffers are empty, and take no memory, while nothing is cut short.
 pub(super) struct Conn {
     pub(super) fd: OwnedFd,
+    /// The TLS session, where there is one.
+    pub(super) tls: Option<Session>,
     pub(super) state: State,
     /// Received bytes that do not make a whole frame yet.
     pub(super) partial: Vec<u8>,
@@ -80,6 +86,31 @@ pub(super) struct Conn {
     pub(super) partial_stream: Vec<u8>,
     /// Bytes to send.
     pub(super) out: Vec<u8>,
+}
+
+impl Conn {
+    /// Reads; 0 at the peer's end.
+    pub(super) fn recv(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            None => Ok(recv(&self.fd, buf, RecvFlags::empty())?.0),
+            Some(session) => session.recv(self.fd.as_fd(), buf),
+        }
+    }
+
+    /// Sends what the socket takes of `out` from `from` on; how much was taken. With TLS, what it has encrypted and
+    /// not sent yet counts as taken.
+    pub(super) fn send_from(&mut self, from: usize) -> io::Result<usize> {
+        let bytes = &self.out[from..];
+        match &mut self.tls {
+            None => Ok(send(&self.fd, bytes, SendFlags::NOSIGNAL)?),
+            Some(session) => session.send(self.fd.as_fd(), bytes),
+        }
+    }
+
+    /// Whether something waits for the socket to be writable.
+    pub(super) fn wants_write(&self) -> bool {
+        !self.out.is_empty() || self.tls.as_ref().is_some_and(Session::wants_write)
+    }
 }
 
 /// What a client keeps from one connection to the next, and how far its return has come.

@@ -55,6 +55,10 @@ pub struct AppSettings {
     /// The plan that it has; absent: none, nothing is limited in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<String>,
+    /// Whether client keys may change and remove push subscriptions, and not only add them (D22): for apps whose members
+    /// cannot be told apart anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push_open_members: Option<bool>,
     /// Bounds of the app.
     #[serde(default, skip_serializing_if = "AppLimits::is_default")]
     pub limits: AppLimits,

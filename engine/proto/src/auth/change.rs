@@ -10,6 +10,8 @@ use super::capability::Capabilities;
 use super::key::{KeyInfo, KeyKind};
 use super::revocation::{Revocation, Subject};
 use crate::quota::Plan;
+use crate::rate::RateLimit;
+use crate::rate::table::Setting;
 
 use super::signing::{Algorithm, KeyMaterial, SigningKeyInfo};
 
@@ -160,6 +162,9 @@ pub struct NewKey {
     /// Unix time in ms at which it ends; absent: never.
     #[serde(default)]
     pub expires_ms: Option<u64>,
+    /// Publishes of each connection made with it; absent: as the app has it, for a server key none.
+    #[serde(default)]
+    pub publish_rate: Option<RateLimit>,
 }
 
 /// Changes to an API key. What is absent stays.
@@ -175,6 +180,9 @@ pub struct KeyPatch {
     /// What it grants.
     #[serde(default)]
     pub capabilities: Option<Capabilities>,
+    /// Publishes of each connection made with it; `false`: no rate of its own.
+    #[serde(default)]
+    pub publish_rate: Option<Setting>,
 }
 
 /// A new signing key. [`Change::CreateSigningKey`].

@@ -26,6 +26,7 @@ use crate::limits::{
     ROTATION_OVERLAP_S_MAX, TOKEN_LIFETIME_S_MAX,
 };
 use crate::quota::Plan;
+use crate::rate::table::Setting;
 
 /// What is stored, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -438,6 +439,7 @@ impl Edit<'_> {
         key.name = new.name;
         key.created_ms = self.now_ms;
         key.expires_ms = new.expires_ms;
+        key.publish_rate = new.publish_rate;
         self.add_key(key, secret)
     }
 
@@ -461,6 +463,11 @@ impl Edit<'_> {
         key.name = patch.name.unwrap_or(key.name);
         key.disabled = patch.disabled.unwrap_or(key.disabled);
         key.capabilities = patch.capabilities.unwrap_or(key.capabilities);
+        key.publish_rate = match patch.publish_rate {
+            None => key.publish_rate,
+            Some(Setting::Off) => None,
+            Some(Setting::Limit(limit)) => Some(limit),
+        };
         let info = key.info(None);
         self.put_key(key)?;
         Ok(Changed::Key { info, secret: None })
@@ -480,6 +487,7 @@ impl Edit<'_> {
         new.name.clone_from(&old.name);
         new.created_ms = self.now_ms;
         new.expires_ms = old.expires_ms;
+        new.publish_rate = old.publish_rate;
         let end = self.now_ms.saturating_add(overlap_s * 1000);
         old.expires_ms = Some(old.expires_ms.map_or(end, |known| known.min(end)));
         self.put_key(old)?;

@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 
 use super::capability::{Capabilities, Ops};
 use crate::error::ErrorCode;
+use crate::rate::RateLimit;
 
 /// Characters in the shortest key.
 pub const KEY_BYTES_MIN: usize = 16;
@@ -149,6 +150,9 @@ pub struct KeyRecord {
     /// Unix time in ms from which on it is refused like a disabled one, if ever: the end of a rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// Publishes of each connection made with it, in place of what else counts for a connection (contract D25).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish_rate: Option<RateLimit>,
 }
 
 /// A key as it is listed: by its first characters, without its hash.
@@ -174,6 +178,9 @@ pub struct KeyInfo {
     /// Unix time, ms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_ms: Option<u64>,
+    /// As in [`KeyRecord`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish_rate: Option<RateLimit>,
     /// Unix time in ms of its last use, to about a minute; absent: unused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_used_ms: Option<u64>,
@@ -206,6 +213,7 @@ impl KeyRecord {
             name: String::new(),
             created_ms: 0,
             expires_ms: None,
+            publish_rate: None,
         })
     }
 
@@ -223,6 +231,7 @@ impl KeyRecord {
             name: String::new(),
             created_ms: 0,
             expires_ms: None,
+            publish_rate: None,
         }
     }
 
@@ -239,6 +248,7 @@ impl KeyRecord {
             disabled: self.disabled,
             created_ms: self.created_ms,
             expires_ms: self.expires_ms,
+            publish_rate: self.publish_rate,
             last_used_ms,
         }
     }

@@ -25,6 +25,7 @@ use self::key::{KeyKind, KeyRecord};
 use self::revocation::Revocation;
 use self::signing::SigningKey;
 use crate::limits::CLIENT_ID_BYTES_MAX;
+use crate::rate::RateLimit;
 
 /// What somebody has come with. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,12 +48,30 @@ impl Credential {
         matches!(self, Self::Key(key) if key.kind == KeyKind::Server)
     }
 
+    /// The rate of publishes that an API key gives each of its connections.
+    #[must_use]
+    pub fn publish_rate(&self) -> Option<RateLimit> {
+        match self {
+            Self::Key(key) => key.publish_rate,
+            Self::Token { .. } => None,
+        }
+    }
+
     /// When it ends by itself while in use: a token's `exp`, Unix ms.
     #[must_use]
     pub fn expires_ms(&self) -> Option<u64> {
         match self {
             Self::Key(_) => None,
             Self::Token { claims, .. } => Some(claims.expires_ms),
+        }
+    }
+
+    /// What back ends and operators are told about the client: JSON text of an object.
+    #[must_use]
+    pub fn info(&self) -> Option<&str> {
+        match self {
+            Self::Key(_) => None,
+            Self::Token { claims, .. } => claims.info.as_deref(),
         }
     }
 

@@ -143,6 +143,15 @@ pub struct Members {
     counted: Option<usize>,
     /// When a number may be told again, monotonic ms.
     count_due_ms: u64,
+    /// What happens to members while somebody wants to know, however many there are.
+    observed: Option<Box<Observed>>,
+}
+
+#[derive(Debug, Default)]
+struct Observed {
+    events: Vec<Event>,
+    /// They are of members from before.
+    stands: bool,
 }
 
 impl Members {
@@ -260,6 +269,11 @@ impl Members {
             conns: SmallVec::new(),
             leaves_at_ms,
         };
+        if let Some(observed) = &mut self.observed {
+            observed.stands = true;
+            let event = event_of(EventKind::Enter, client_id, &member);
+            observed.events.push(event);
+        }
         self.by_id.insert(client_id.clone(), Box::new(member));
         self.count_from(rules, now);
         true
@@ -273,6 +287,17 @@ impl Members {
             self.remove(client_id, rules, now);
         }
         is_due
+    }
+
+    /// Whether what happens from here on is to be told to whoever makes it happen.
+    pub fn observe(&mut self, wanted: bool) {
+        self.observed = wanted.then(Box::default);
+    }
+
+    /// What has happened since, and whether it is of members from before; none where nothing has.
+    pub fn take_observed(&mut self) -> Option<(Vec<Event>, bool)> {
+        let observed = self.observed.take()?;
+        (!observed.events.is_empty()).then_some((observed.events, observed.stands))
     }
 
     /// A change as all nodes are told it.
@@ -457,8 +482,11 @@ impl Members {
             let count = self.count(now);
             self.pending.push_back(Notice::Count(count));
         }
-        if !was_counting {
-            self.note(event_of(EventKind::Leave, &client_id, &member));
+        let event = event_of(EventKind::Leave, &client_id, &member);
+        if was_counting {
+            self.see(&event);
+        } else {
+            self.note(event);
         }
     }
 
@@ -471,7 +499,14 @@ impl Members {
         }
     }
 
+    fn see(&mut self, event: &Event) {
+        if let Some(observed) = &mut self.observed {
+            observed.events.push(event.clone());
+        }
+    }
+
     fn note(&mut self, event: Event) {
+        self.see(&event);
         if !self.counting {
             self.pending.push_back(Notice::Event(event));
         }

@@ -88,7 +88,7 @@ struct Known {
 }
 
 impl View {
-    /// A change has come; [`View::next`] has what can be applied.
+    /// A change has come; [`View::take_next`] has what can be applied.
     pub fn note(&mut self, told: Told) {
         if self.known.is_some_and(|known| told.at <= known.at) {
             return;
@@ -102,7 +102,7 @@ impl View {
     }
 
     /// The next change to be applied.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take_next(&mut self) -> Option<Event> {
         let known = self.known?;
         let first = self.early.first_entry()?;
         let at = *first.key();
@@ -122,7 +122,7 @@ impl View {
     }
 
     /// The number of a snapshot that is to be asked for, if one is wanted and none is under way. To be called when
-    /// [`View::next`] has no more.
+    /// [`View::take_next`] has no more.
     pub fn ask(&mut self) -> Option<u32> {
         let wanted = self.known.is_none() || !self.early.is_empty() || self.lost;
         if !wanted || self.asked.is_some() {
@@ -134,7 +134,7 @@ impl View {
         self.asked
     }
 
-    /// A snapshot has come. [`View::next`] and [`View::ask`] go on from it.
+    /// A snapshot has come. [`View::take_next`] and [`View::ask`] go on from it.
     pub fn answer(&mut self, number: u32, snapshot: Snapshot) -> Answered {
         if self.asked != Some(number) {
             return Answered::Nothing;

@@ -110,8 +110,8 @@ pub struct Account {
     told: (u32, u32),
     pub(super) totals: Totals,
     /// Turn in which it last did something, and how much.
-    pub(super) turn: u32,
-    pub(super) in_turn: u32,
+    turn: u32,
+    in_turn: u32,
 }
 
 impl Account {
@@ -135,6 +135,14 @@ impl Account {
             turn: 0,
             in_turn: 0,
         }
+    }
+
+    /// What it has done in this turn.
+    pub(super) fn work_in(&mut self, turn: u32) -> &mut u32 {
+        if self.turn != turn {
+            (self.turn, self.in_turn) = (turn, 0);
+        }
+        &mut self.in_turn
     }
 
     /// What the app may use in all.

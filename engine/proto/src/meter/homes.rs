@@ -205,6 +205,15 @@ impl Homes {
         tell(home, from, msg.note, &terms, now_ms)
     }
 
+    /// Asks for what is granted of a plan's total and not used; with the day that is meant.
+    pub(super) fn recall(&mut self, app: &Arc<str>, resource: &Resource) -> (Notes, u32) {
+        match self.entries.get_mut(&(app.clone(), resource.clone())) {
+            Some(Entry::Held(home)) => (home.recall_all(), 0),
+            Some(Entry::Messages { home, day }) => (home.recall_all(), *day),
+            Some(Entry::Rate(_)) | None => (Notes::new(), 0),
+        }
+    }
+
     fn enter(&mut self, msg: &LimitMsg, fresh: impl FnOnce() -> Entry) -> Option<&mut Entry> {
         let key = (msg.app.clone(), msg.resource.clone());
         if !self.entries.contains_key(&key) {

@@ -31,9 +31,13 @@ use crate::rate::RateLimit;
 use crate::rate::lease::{Note, Report, Terms};
 use crate::rate::table::{Bucket, Class, Resolved};
 
-/// Messages of one app that are handled per turn while other apps have connections on the shard: a fraction of a
-/// millisecond of work, so that a message of another app waits no longer for it.
-pub const TURN_MESSAGES_MAX: u32 = 128;
+/// Work that is done for one app per turn while other apps have connections on the shard, in messages: about a tenth of a
+/// millisecond, so that a message of another app waits no longer for it.
+pub const TURN_WORK_MAX: u32 = 128;
+
+/// What a read of a socket costs, in messages. A connection is read twice, the second time in vain, and what it is
+/// answered takes a send: many connections with a message each are a multiple of the work of one with many.
+pub const READ_WORK: u32 = 3;
 
 /// What is shared between shards.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -397,12 +401,37 @@ impl Meters {
         }
     }
 
-    /// Takes note of what an app uses on other nodes.
+    /// Takes note of what an app uses on other nodes. What is on lease here and not used is asked for, so that it is given
+    /// out anew by what is left.
     pub fn set_elsewhere(&mut self, app: &Arc<str>, elsewhere: Elsewhere) {
-        self.elsewhere.insert(app.clone(), elsewhere);
-        let index = self.by_app.get(app).copied();
-        if let Some(account) = index.and_then(|i| self.accounts.get_mut(i as usize)) {
+        let now = self.seen;
+        let before = self.elsewhere.insert(app.clone(), elsewhere);
+        let Some(index) = self.by_app.get(app).copied() else {
+            return;
+        };
+        if let Some(account) = self.accounts.get_mut(index as usize) {
             account.elsewhere = elsewhere;
+        }
+        let before = before.unwrap_or_default();
+        let changed = [
+            (Resource::Messages, before.totals != elsewhere.totals),
+            (
+                Resource::Connections,
+                before.connections < elsewhere.connections,
+            ),
+            (Resource::Channels, before.channels < elsewhere.channels),
+        ];
+        for (resource, _) in changed.into_iter().filter(|(_, changed)| *changed) {
+            let (notes, day) = self.homes.recall(app, &resource);
+            for (to, note) in notes {
+                let msg = LimitMsg {
+                    app: app.clone(),
+                    resource: resource.clone(),
+                    day,
+                    note,
+                };
+                self.tell_holder(to, index, msg, now);
+            }
         }
     }
 
@@ -425,22 +454,24 @@ impl Meters {
     pub fn count_in_turn(&mut self, index: u32) {
         let turn = self.turn;
         if let Some(account) = self.accounts.get_mut(index as usize) {
-            account.in_turn = if account.turn == turn {
-                account.in_turn + 1
-            } else {
-                1
-            };
-            account.turn = turn;
+            *account.work_in(turn) += 1;
         }
     }
 
-    /// Whether the app has had its part of this turn while others may be waiting.
-    #[must_use]
-    pub fn has_had_its_turn(&self, index: u32) -> bool {
-        self.busy_apps > 1
-            && self.account(index).is_some_and(|account| {
-                account.turn == self.turn && account.in_turn >= TURN_MESSAGES_MAX
-            })
+    /// Whether a connection of the app may be read in this turn, which counts; false when it has had its part and others
+    /// may be waiting.
+    pub fn may_read(&mut self, index: u32) -> bool {
+        if self.busy_apps <= 1 {
+            return true;
+        }
+        let turn = self.turn;
+        let Some(account) = self.accounts.get_mut(index as usize) else {
+            return true;
+        };
+        let work = account.work_in(turn);
+        let may = *work < TURN_WORK_MAX;
+        *work += if may { READ_WORK } else { 0 };
+        may
     }
 
     /// The turn is over.
@@ -495,11 +526,15 @@ impl Meters {
                 day,
                 note,
             };
-            if to == self.shard {
-                self.at_lease(to, index, msg, now);
-            } else {
-                self.notes.push((to, msg));
-            }
+            self.tell_holder(to, index, msg, now);
+        }
+    }
+
+    fn tell_holder(&mut self, to: ShardId, index: u32, msg: LimitMsg, now: Now) {
+        if to == self.shard {
+            self.at_lease(to, index, msg, now);
+        } else {
+            self.notes.push((to, msg));
         }
     }
 

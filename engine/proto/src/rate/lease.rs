@@ -439,6 +439,18 @@ impl<P: Pool> Home<P> {
         notes
     }
 
+    /// Asks for everything that is not used: there is less to give than was thought.
+    pub fn recall_all(&mut self) -> Notes {
+        let mut notes = Notes::new();
+        for holder in &mut self.holders {
+            if holder.granted > 0 && !holder.is_recalled {
+                holder.is_recalled = true;
+                notes.push((holder.shard, Note::Recall));
+            }
+        }
+        notes
+    }
+
     /// Milliseconds since it was last used.
     #[must_use]
     pub fn idle_ms(&self, now_ms: u64) -> u64 {

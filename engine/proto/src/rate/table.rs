@@ -12,7 +12,7 @@ use super::window::RateLimit;
 pub enum Class {
     /// Publishes, over the socket and HTTP.
     Publish,
-    /// `subscribe`, and each channel of a resume.
+    /// `subscribe`, and `resume` of however many channels.
     Subscribe,
     /// Presence actions.
     Presence,
@@ -147,7 +147,7 @@ pub struct Scopes {
     /// See [`Scope::Client`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<Setting>,
-    /// See [`Scope::Channel`]; for `publish` and `presence`.
+    /// See [`Scope::Channel`]; for `publish`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<Setting>,
     /// See [`Scope::App`].
@@ -289,7 +289,7 @@ fn counts(class: Class, scope: Scope, place: Place) -> bool {
     let is_counted = match scope {
         Scope::Connection => has_channel,
         Scope::Client | Scope::App => true,
-        Scope::Channel => matches!(class, Class::Publish | Class::Presence),
+        Scope::Channel => class == Class::Publish,
         Scope::Address => class == Class::Connect && place == Place::Process,
     };
     is_counted && (place != Place::Namespace || has_channel)
@@ -406,6 +406,7 @@ mod tests {
         for (class, scope, place) in [
             ("http", "connection", Place::Process),
             ("subscribe", "channel", Place::Process),
+            ("presence", "channel", Place::Namespace),
             ("connect", "address", Place::App),
             ("connect", "app", Place::Namespace),
         ] {

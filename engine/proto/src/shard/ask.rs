@@ -1,7 +1,7 @@
 //! Questions that concern every shard: an HTTP request's shard asks all, itself too, and each
 //! answers for its own connections and channels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::lookup::Deferred;
@@ -107,6 +107,7 @@ impl Shard {
             Query::End { name, code, reason } => {
                 Answer::Count(self.end_conn(app, *name, *code, reason, now))
             }
+            Query::Connected { clients } => Answer::Connected(self.connected_of(app, clients)),
             Query::Stats => Answer::Stats(Box::new(self.stats())),
         }
     }
@@ -308,6 +309,16 @@ impl Shard {
             }
         }
         count
+    }
+
+    fn connected_of(&self, app: &Arc<str>, clients: &[Box<str>]) -> Vec<Box<str>> {
+        let asked: BTreeSet<&str> = clients.iter().map(|client| &**client).collect();
+        let open = self.conns.iter().map(|(_, conn)| conn);
+        let open = open.filter(|c| c.state == ConnState::Open && c.session.grant.app == *app);
+        let here: BTreeSet<&str> = open
+            .filter_map(|conn| asked.get(&*conn.session.grant.client_id).copied())
+            .collect();
+        here.into_iter().map(Into::into).collect()
     }
 
     fn conns_of(&self, app: &Arc<str>, client_id: &str) -> Vec<ConnId> {

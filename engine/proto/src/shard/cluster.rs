@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 
 use super::Shard;
 use super::lookup::{Deferred, ReadFor};
+use super::publish::Message;
 use crate::broker::{
     BrokerError, BrokerMessage, BrokerOp, BrokerPublish, BrokerPublished, BrokerReply, Follow,
     FollowRef, Place,
@@ -140,7 +141,9 @@ impl Shard {
     pub(super) fn publish_to_broker(&mut self, publish: Arc<OwnedPublish>, now: Now) {
         let item = publish.borrow();
         let slot = self.enter_home(item.app, item.channel, item.hash, now);
-        let full = self.broker.publishes.len() >= BROKER_PUBLISHES_PENDING_MAX || self.store_full();
+        let full = self.broker.publishes.len() >= BROKER_PUBLISHES_PENDING_MAX
+            || self.store_full()
+            || self.hooks_full(item.app, item.channel);
         let taken = if !self.broker.up || full {
             Err(ErrorCode::Unavailable)
         } else {
@@ -301,6 +304,7 @@ impl Shard {
             self.unadmit_waiting(waiting);
         } else if self.is_home_of(waiting) {
             self.count_accepted(waiting.slot);
+            self.tell_accepted(waiting.slot, &item, place, now);
         }
         let position = Position {
             timestamp: place.timestamp,
@@ -308,6 +312,22 @@ impl Shard {
         };
         let (origin, id) = (item.origin, item.id);
         self.confirm(origin, item.channel, id, position, place.duplicate, now);
+    }
+
+    /// Back ends and absent members are told by the node that has accepted a message.
+    fn tell_accepted(&mut self, slot: u32, item: &Publish<'_>, place: &BrokerPublished, now: Now) {
+        let position = Position {
+            timestamp: place.timestamp,
+            sequence: place.sequence,
+        };
+        self.raise_numbered(slot, item, position, now);
+        let message = Message {
+            channel: item.channel,
+            data: item.data,
+            id: item.id,
+            position,
+        };
+        self.note_for_absent(slot, &message);
     }
 
     /// A message is not known to be where it has to be.
@@ -469,6 +489,7 @@ impl Shard {
             shard,
             conn,
             echo: false,
+            ack: true,
         });
         self.deliver_record(slot, &message.record, publisher, now.mono_us, now);
     }

@@ -99,6 +99,7 @@ impl Shard {
             client_id,
             named,
             echo: query.echo,
+            ack: query.ack,
             shape: query.shape,
             remote: handshake.remote,
         })
@@ -150,16 +151,12 @@ impl Shard {
                 publishes_due: 0,
                 leaving: false,
                 subscribe_rate: Default::default(),
-                windows: Vec::new(),
                 client: NO_CLIENT,
-                malformed: 0,
-                malformed_since_ms: now.mono_ms(),
                 catchup: None,
                 pumping: false,
                 replays_begun: 0,
-                histories: Default::default(),
-                histories_asked: 0,
                 presence: None,
+                rare: None,
             },
             now.mono_s(),
         );
@@ -177,6 +174,7 @@ impl Shard {
             });
         }
         self.announce(conn, now);
+        self.raise_connection(conn, true, now);
         conn
     }
 
@@ -377,13 +375,13 @@ impl Shard {
         let Some(c) = self.conns.open_mut(conn) else {
             return;
         };
-        let session = &mut c.session;
-        if now.mono_ms().saturating_sub(session.malformed_since_ms) >= 60_000 {
-            session.malformed_since_ms = now.mono_ms();
-            session.malformed = 0;
+        let rare = c.session.rare();
+        if rare.malformed == 0 || now.mono_ms().saturating_sub(rare.malformed_since_ms) >= 60_000 {
+            rare.malformed_since_ms = now.mono_ms();
+            rare.malformed = 0;
         }
-        session.malformed += 1;
-        if session.malformed > most {
+        rare.malformed += 1;
+        if rare.malformed > most {
             self.close(conn, CloseCause::Violation, now);
         }
     }
@@ -397,6 +395,7 @@ impl Shard {
 
     /// Takes a connection out of all its channels.
     fn leave_all(&mut self, conn: ConnId, cause: &CloseCause, now: Now) {
+        self.raise_connection(conn, false, now);
         self.end_presence(conn, cause, now);
         self.abandon_active(conn, now);
         let Some(c) = self.conns.get_mut(conn) else {

@@ -39,6 +39,9 @@ pub struct Counters {
     pub presence_notices: u64,
     /// Memberships that their client came back to, as home.
     pub presence_returns: u64,
+    /// Events raised for back ends, and those of them that did not fit.
+    pub hook_events: u64,
+    pub hook_events_dropped: u64,
     /// Bytes put into outboxes.
     pub bytes_queued: u64,
     /// Messages from and to other shards.

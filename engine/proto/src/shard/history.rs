@@ -61,7 +61,8 @@ impl Shard {
         if !settings.history || !settings.persist {
             return Err(ErrorCode::HistoryDisabled);
         }
-        if session.histories.len() >= HISTORIES_PER_CONN_MAX {
+        let waiting = session.rare.as_ref().map_or(0, |r| r.histories.len());
+        if waiting >= HISTORIES_PER_CONN_MAX {
             return Err(ErrorCode::RateExceeded);
         }
         if !self.admit(conn, Class::History, channel, now) {
@@ -77,15 +78,17 @@ impl Shard {
             HISTORY_PAGE_BYTES_MAX
         };
         let page = page(request, bytes_max, &self.options.limits);
-        let place = session.histories_asked;
-        session.histories_asked += 1;
-        session.histories.push_back(HistorySlot {
+        let app = session.grant.app.clone();
+        let rare = session.rare();
+        let place = rare.histories_asked;
+        rare.histories_asked += 1;
+        rare.histories.push_back(HistorySlot {
             place,
             channel: channel.into(),
             answer: None,
         });
         let channel = ChannelKey {
-            app: session.grant.app.clone(),
+            app,
             name: channel.into(),
         };
         self.ask_history(channel, page, conn, place);
@@ -103,7 +106,8 @@ impl Shard {
             return;
         };
         let shape = c.session.grant.shape;
-        let slot = c.session.histories.iter_mut().find(|h| h.place == place);
+        let mut slots = c.session.rare.iter_mut().flat_map(|r| &mut r.histories);
+        let slot = slots.find(|h| h.place == place);
         let Some(slot) = slot else { return };
         let frame = self.encoder.text(|out| match page_of(answer) {
             Ok((messages, has_more)) => {
@@ -121,10 +125,8 @@ impl Shard {
     pub(super) fn send_answers(&mut self, conn: ConnId, now: Now) {
         while let Some(c) = self.conns.open_mut(conn) {
             let session = &mut c.session;
-            let history = session
-                .histories
-                .front()
-                .is_some_and(|h| h.answer.is_some());
+            let next = session.rare.as_ref().and_then(|r| r.histories.front());
+            let history = next.is_some_and(|h| h.answer.is_some());
             let gets = session.presence.as_mut().map(|p| &mut p.gets);
             let ready = |gets: &Gets| gets.waiting.front().is_some_and(|g| g.answer.is_some());
             let presence = gets.filter(|gets| gets.as_deref().is_some_and(ready));
@@ -140,7 +142,10 @@ impl Shard {
                     }
                     next.and_then(|g| g.answer)
                 }
-                Some(_) | None => session.histories.pop_front().and_then(|h| h.answer),
+                Some(_) | None => {
+                    let next = session.rare.as_mut().and_then(|r| r.histories.pop_front());
+                    next.and_then(|h| h.answer)
+                }
             };
             if let Some(frame) = answer {
                 self.queue(conn, frame, now);

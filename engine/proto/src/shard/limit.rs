@@ -103,8 +103,16 @@ impl Shard {
         let (limits, namespace) = self.meters.resolved(index, class, channel);
         let is_exempt = session.grant.credential.is_server_key();
         let now_ms = now.mono_ms();
-        let own = limits.limit(Scope::Connection).filter(|_| !is_exempt);
-        let own_bucket = limits.bucket(class, Scope::Connection, namespace);
+        let of_key = (class == Class::Publish)
+            .then(|| session.grant.credential.publish_rate())
+            .flatten();
+        let (own, own_bucket) = match of_key {
+            Some(_) => (of_key, Bucket::wide(class)),
+            None => (
+                limits.limit(Scope::Connection).filter(|_| !is_exempt),
+                limits.bucket(class, Scope::Connection, namespace),
+            ),
+        };
         if let Some(limit) = own {
             let window = session.window(Scope::Connection, own_bucket);
             if !window.try_acquire(now_ms, &limit) {
@@ -214,17 +222,35 @@ impl Shard {
         admitted
     }
 
-    /// Counts a call of the HTTP API against the app's rate. `None`: there is none.
+    /// Counts a call of the HTTP API against the rate of the client id that a token vouches for, and of the app. `None`:
+    /// the app has none.
     ///
     /// # Errors
     /// 42900, with what to say about it.
     pub fn admit_http(&mut self, caller: &Caller, now: Now) -> Result<Option<HttpRate>, HttpRate> {
         let index = self.app_index(&caller.app.id);
         let (limits, _) = self.meters.resolved(index, Class::Http, "");
+        let bucket = Bucket::wide(Class::Http);
+        if let (Some(limit), Some(client_id)) =
+            (limits.limit(Scope::Client), caller.credential.client_id())
+        {
+            let client = self.meters.enter_client(index, client_id);
+            let admitted = self.meters.spend_client(client, bucket, limit, now);
+            self.meters.leave_client(client, now);
+            if !admitted {
+                self.refuse(index, Class::Http, Scope::Client);
+                return Err(HttpRate {
+                    limit: limit.burst(),
+                    remaining: 0,
+                    reset_s: limit.span_ms().div_ceil(1000),
+                    retry_after_s: Some(limit.span_ms().div_ceil(1000)),
+                });
+            }
+        }
         let Some(limit) = limits.limit(Scope::App) else {
+            self.send_notes();
             return Ok(None);
         };
-        let bucket = Bucket::wide(Class::Http);
         let admitted = self.meters.spend_app(index, bucket, limit, now);
         let mut rate = HttpRate {
             limit: limit.burst(),
@@ -420,6 +446,7 @@ impl Shard {
         };
         if was != is_occupied {
             self.meters.count_channel(index, is_occupied);
+            self.raise_occupancy(slot, is_occupied, now);
         }
         // Who comes has taken one; a channel counts once, whatever the number of shards.
         if was && (has_come || !is_occupied) {
@@ -481,11 +508,11 @@ impl Shard {
         }
     }
 
-    /// Whether the connection's app has had its part of this turn, and others may be waiting: it is read on in the next.
-    pub fn has_had_its_turn(&self, conn: ConnId) -> bool {
-        self.conns
-            .get(conn)
-            .is_some_and(|c| self.meters.has_had_its_turn(c.session.grant.app_index))
+    /// Whether a connection may be read in this turn, which counts; false when its app has had its part and others may be
+    /// waiting: it is read on in the next.
+    pub fn may_read(&mut self, conn: ConnId) -> bool {
+        let app_index = self.conns.get(conn).map(|c| c.session.grant.app_index);
+        app_index.is_none_or(|index| self.meters.may_read(index))
     }
 
     /// The driver has ended a turn.

@@ -263,9 +263,14 @@ impl Shard {
             members_max: channel.settings.presence_members_max.unwrap_or(members_max),
             events_max: channel.settings.presence_events_max,
         };
+        let wanted = self
+            .hooks
+            .wants_members(&channel.key.app, &channel.key.name);
         let members = channel.members.get_or_insert_default();
         let before = members.len();
+        members.observe(wanted);
         let result = act(members, rules);
+        let observed = members.take_observed();
         self.presence.members = self.presence.members + members.len() - before;
         if members.is_counting() {
             self.presence.counting.insert(slot);
@@ -279,6 +284,9 @@ impl Shard {
         if members.is_idle() {
             self.presence.counting.remove(&slot);
             channel.members = None;
+        }
+        if let Some((events, stands)) = observed {
+            self.raise_members(slot, events, stands, now);
         }
         Some(result)
     }

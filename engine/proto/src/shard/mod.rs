@@ -22,6 +22,7 @@ mod cluster;
 mod conn;
 mod counters;
 mod history;
+mod hooks;
 mod kept;
 mod limit;
 mod lookup;
@@ -42,6 +43,7 @@ pub use access::KeyUse;
 pub use conn::Handshake;
 pub use counters::{Counters, Histogram, Stats};
 pub use history::{HistorySlot, page};
+pub use hooks::HookEvents;
 pub use kept::KeptMember;
 pub use limit::HttpRate;
 pub(crate) use limit::OwnWindow;
@@ -63,6 +65,7 @@ use crate::meter::Meters;
 use crate::msg::{Answer, Published, ShardMsg};
 use crate::namespace::{Namespaces, Settings};
 use crate::outbox::{Frame, Outbox};
+use crate::push::bridge::Notice;
 use crate::rate::RateWindow;
 use crate::record::Record;
 use crate::session::Conns;
@@ -71,6 +74,7 @@ use crate::wire::wsocket::{FrameEncoder, MemberPage};
 use access::{KeyUses, Sweep};
 use apps::Apps;
 use cluster::BrokerState;
+use hooks::Hooks;
 use members::PresenceState;
 use publish::Delivery;
 use shared::SharedState;
@@ -184,6 +188,8 @@ pub enum Output {
         request: RequestId,
         result: Result<u64, ErrorCode>,
     },
+    /// For the push service; where that is busy it is left out.
+    Notice(Box<Notice>),
     /// One shard's answer to an HTTP request's [`Shard::ask`].
     Answer {
         from: ShardId,
@@ -222,6 +228,7 @@ pub struct Shard {
     store: StoreState,
     broker: BrokerState,
     presence: PresenceState,
+    hooks: Hooks,
     shared: SharedState,
     wheel: Wheel,
     /// Connection slots with something to flush.
@@ -271,6 +278,7 @@ impl Shard {
             store: StoreState::default(),
             broker: BrokerState::default(),
             presence: PresenceState::default(),
+            hooks: Hooks::default(),
             shared: SharedState::default(),
             wheel: Wheel::new(now.mono_s()),
             dirty: Vec::new(),

@@ -17,17 +17,18 @@ use crate::ids::{ConnId, Now, RequestId, ShardId};
 use crate::limits::MESSAGE_ID_BYTES_MAX;
 use crate::msg::{LocalRef, Origin, OwnedPublish, Publish, Published, ShardMsg};
 use crate::outbox::Frame;
+use crate::push::bridge::{DATA_BYTES_MAX, Notice};
 use crate::rate::table::Class;
 use crate::record::Record;
 use crate::wire::wsocket::{Position, write_ack, write_error, write_message};
 
 /// A message as it is delivered.
 #[derive(Debug, Clone, Copy)]
-struct Message<'a> {
-    channel: &'a str,
-    data: &'a str,
-    id: &'a str,
-    position: Position,
+pub(super) struct Message<'a> {
+    pub(super) channel: &'a str,
+    pub(super) data: &'a str,
+    pub(super) id: &'a str,
+    pub(super) position: Position,
 }
 
 /// What goes with a frame to a shard's subscribers.
@@ -60,7 +61,7 @@ impl Shard {
             return;
         };
         let grant = &c.session.grant;
-        let (app, echo) = (grant.app.clone(), grant.echo);
+        let (app, echo, ack) = (grant.app.clone(), grant.echo, grant.ack);
         let app_index = grant.app_index;
         let permitted = grant.permits(&item.channel, Ops::PUBLISH);
         let publisher = grant.client_id.clone();
@@ -75,9 +76,12 @@ impl Shard {
             shard: self.id,
             conn,
             echo,
+            ack,
         };
-        // Before it is routed: its home may be here, and answer at once.
-        self.expect_answer(conn);
+        // Before it is routed: its home may be here, and answer at once. Who wants no acks is not waited for.
+        if ack {
+            self.expect_answer(conn);
+        }
         let routed = checked
             .and_then(|()| self.check_size(app_index, item))
             .and_then(|()| self.route(&app, item, &publisher, origin, now));
@@ -207,6 +211,7 @@ impl Shard {
             }
         } else {
             self.check_room(slot, persist)
+                .and_then(|()| self.check_hooks(publish))
                 .and_then(|()| self.admit_at_home(slot, now))
                 .err()
         };
@@ -233,12 +238,15 @@ impl Shard {
                     false,
                     now,
                 );
+                let said = (publish.id, publish.publisher, publish.data);
+                self.raise_ephemeral(slot, said, now);
                 let message = Message {
                     channel: publish.channel,
                     data: publish.data,
                     id: publish.id,
                     position,
                 };
+                self.note_for_absent(slot, &message);
                 self.fan_out(slot, &message, Some(publish.origin), now.mono_us, now);
             }
             Some(Ordered::Stored(record)) => self.store_append(slot, record),
@@ -275,6 +283,14 @@ impl Shard {
         Ok(())
     }
 
+    /// Events of messages wait for nobody: a publish is refused while too many of them do.
+    fn check_hooks(&self, publish: &Publish<'_>) -> Result<(), ErrorCode> {
+        if self.hooks_full(publish.app, publish.channel) {
+            return Err(ErrorCode::Unavailable);
+        }
+        Ok(())
+    }
+
     /// The store has committed a message: everybody learns of it.
     ///
     /// The answer goes first: it then leads its connection's flush, and the publisher writes its
@@ -300,7 +316,7 @@ impl Shard {
     pub(super) fn deliver_record(
         &mut self,
         slot: u32,
-        record: &Record,
+        record: &Arc<Record>,
         publisher: Option<Origin>,
         accepted_us: u64,
         now: Now,
@@ -308,6 +324,10 @@ impl Shard {
         let Some(channel) = self.home.get(slot).map(|c| c.key.name.clone()) else {
             return;
         };
+        // In a cluster the node that has accepted it tells, whether or not it follows the channel.
+        if !self.options.clustered {
+            self.raise_message(slot, record, now);
+        }
         let message = Message {
             channel: &channel,
             data: &record.data,
@@ -317,6 +337,10 @@ impl Shard {
                 sequence: (record.sequence > 0).then_some(record.sequence),
             },
         };
+        // Whoever has accepted it tells, and nobody else.
+        if publisher.is_some() && !self.options.clustered {
+            self.note_for_absent(slot, &message);
+        }
         self.fan_out(slot, &message, publisher, accepted_us, now);
     }
 
@@ -351,6 +375,7 @@ impl Shard {
         now: Now,
     ) {
         match origin {
+            Origin::Conn { ack: false, .. } if result.is_ok() => {}
             Origin::Conn { shard, conn, .. } => {
                 let frame = self.encoder.text(|out| match &result {
                     Ok(published) => write_ack(out, id, channel, published.position),
@@ -388,6 +413,27 @@ impl Shard {
                 self.send(shard, msg);
             }
         }
+    }
+
+    pub(super) fn note_for_absent(&mut self, slot: u32, message: &Message<'_>) {
+        let Some(channel) = self.home.get(slot) else {
+            return;
+        };
+        let Some(debounce_ms) = channel.settings.push_offline else {
+            return;
+        };
+        let data = message.data.len() <= DATA_BYTES_MAX;
+        self.outputs.push_back(Output::Notice(Box::new(Notice {
+            app: channel.key.app.clone(),
+            channel: channel.key.name.clone(),
+            id: message.id.into(),
+            data: if data {
+                message.data.into()
+            } else {
+                Box::default()
+            },
+            debounce_ms,
+        })));
     }
 
     /// Encodes the delivery once and hands it to every shard with subscribers.

@@ -24,6 +24,7 @@ use crate::error::{ErrorCode, ProtocolError};
 use crate::ids::{ChannelKey, ConnId, Now};
 use crate::limits::REPLAY_OUTBOX_BYTES;
 use crate::msg::{CountTo, ReplayResult, ReplayTo, ShardMsg};
+use crate::rate::table::Class;
 use crate::url::Shape;
 use crate::wire::resume::parse_token;
 use crate::wire::wsocket::{
@@ -95,6 +96,11 @@ impl Shard {
                 ErrorCode::BadRequest,
                 "a resume of this connection is under way",
             );
+            self.error(conn, &error, None, Some("resume"), now);
+            return;
+        }
+        if !self.admit(conn, Class::Subscribe, "", now) {
+            let error = ErrorCode::RateExceeded.into();
             self.error(conn, &error, None, Some("resume"), now);
             return;
         }

@@ -127,6 +127,7 @@ impl Shard {
                 for (app, elsewhere) in apps.iter() {
                     self.meters.set_elsewhere(app, *elsewhere);
                 }
+                self.send_notes();
             }
             SharedReply::Failed { channel } => {
                 if let Some(slot) = self.shared_slot(&channel) {
@@ -278,7 +279,7 @@ impl Shard {
                 return;
             };
             if self.home.get(slot).is_some_and(|c| c.number == number) {
-                self.sync(slot, now);
+                self.sync(slot);
             }
         }
     }
@@ -492,7 +493,7 @@ impl Shard {
 
     /// Applies what has come of a channel's changes, and asks for what is missing.
     fn follow(&mut self, slot: u32, now: Now) {
-        while let Some(event) = self.shared_in(slot).and_then(|s| s.view.next()) {
+        while let Some(event) = self.shared_in(slot).and_then(|s| s.view.take_next()) {
             self.change(slot, now, |m, rules| m.apply(&event, rules, now));
         }
         let follows = !self.home.interested(slot).is_empty();
@@ -502,6 +503,10 @@ impl Shard {
             && let Some(number) = shared.view.ask()
         {
             let channel = channel.key.clone();
+            // What this node holds comes first: it does not see its own members leave that were taken for dead.
+            if self.shared.is_up && self.shared.unsure.remove(&slot).is_some() {
+                self.sync(slot);
+            }
             self.shared.ops.push(SharedOp::Snapshot { channel, number });
         }
         self.settle(slot, now);
@@ -533,7 +538,7 @@ impl Shard {
     }
 
     /// Tells what this node holds.
-    fn sync(&mut self, slot: u32, now: Now) {
+    fn sync(&mut self, slot: u32) {
         let Some(channel) = self.home.get(slot) else {
             return;
         };
@@ -553,7 +558,6 @@ impl Shard {
             channel: channel.key.clone(),
             held: held.collect(),
         });
-        self.settle(slot, now);
     }
 
     fn let_go(&mut self, slot: u32, client_id: &str, conn: ConnName) -> Option<Released> {

@@ -235,6 +235,19 @@ impl Shard {
         self.store.under_way.push_back((ticket, under_way));
     }
 
+    /// When the oldest message was accepted that is on its way to the store, ms since the Unix epoch.
+    pub(super) fn oldest_pending_ms(&self) -> Option<u64> {
+        let mut under_way = self.store.under_way.iter();
+        under_way.find_map(|(_, change)| match change {
+            UnderWay::Append { slot, .. } => match &self.home.get(*slot)?.log {
+                LogState::Known(log) => Some(log.pending.front()?.record.timestamp),
+                LogState::Unknown | LogState::Loading => None,
+            },
+            UnderWay::Numbered { place, .. } => Some(place.timestamp),
+            UnderWay::Clear { .. } | UnderWay::Repaired { .. } => None,
+        })
+    }
+
     /// Removes from the store that all nodes write what the broker has removed.
     pub(super) fn clear_stored(
         &mut self,

@@ -79,6 +79,7 @@ impl Shard {
             if let Some(subscription) = self.local.add(slot, conn.slot, place) {
                 c.subscriptions.push(subscription);
                 self.counters.subscriptions += 1;
+                self.note_subscribers(slot);
             }
         }
         match found {
@@ -164,6 +165,7 @@ impl Shard {
         {
             other.place = moved.place;
         }
+        self.note_subscribers(subscription.channel);
         self.free_channel(subscription.channel, now);
     }
 

@@ -28,6 +28,7 @@ impl Shard {
         self.load_given_up(now);
         self.tick_broker(now);
         self.tick_presence(now);
+        self.tick_hooks(now);
         if now.mono_s().saturating_sub(self.swept_s) >= SWEEP_S {
             self.swept_s = now.mono_s();
             self.home.forget_idle(now.mono_ms());

@@ -163,6 +163,9 @@ impl Model {
                 let (messages, has_more) = page.unwrap_or_default();
                 StoreAnswer::Page { messages, has_more }
             }
+            Question::ChangedSince { .. } => {
+                unreachable!("no shard asks for what has changed")
+            }
             Question::CountAt { timestamp } => StoreAnswer::Count(stored.map_or(0, |s| {
                 let kept = &s.all[s.gone(now_ms)..];
                 kept.iter().filter(|r| r.timestamp == timestamp).count() as u64

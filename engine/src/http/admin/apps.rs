@@ -9,6 +9,7 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::{Caller, Endpoint, Refusal, Reply, limit, reply, wrong_field};
 use crate::registry::RegistryHandle;
+use crate::side::push::Question;
 
 /// Seconds that a rotated key stays valid where the request does not say: a day to bring out the other one.
 const OVERLAP_DEFAULT_S: u64 = 24 * 3600;
@@ -89,6 +90,12 @@ impl Caller<'_> {
         }
         let changed = registry.change(change).await?;
         log::info!(app = self.call.app, id = self.call.id; "{:?} over the admin API", self.call.endpoint);
+        if self.call.endpoint == Endpoint::DeleteApp
+            && let Some(push) = &self.server.settings.push
+            && let Err(error) = push.ask(&self.call.app, Question::ForgetApp).await
+        {
+            log::error!(app = self.call.app, error = &*error.text; "push: what is kept of a removed app stays");
+        }
         let status = match (self.call.endpoint, &changed) {
             (_, Changed::Deleted {}) => StatusCode::OK,
             (Endpoint::UpdateApp | Endpoint::UpdateKey | Endpoint::UpdateSigningKey, _) => {

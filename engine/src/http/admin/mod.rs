@@ -9,13 +9,16 @@
 //! secret but the one that makes it.
 
 mod access;
+mod accounts;
 mod apps;
 mod connections;
 mod document;
 mod node;
 mod plans;
 mod probe;
+mod push;
 mod routes;
+mod webhooks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +29,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
@@ -35,12 +38,15 @@ use shardwire_proto::url::parse_target;
 use self::access::Access;
 use self::document::DOCUMENT;
 use self::routes::{Call, Endpoint, Routes};
+use super::api::{Asked, Content};
 use super::pace::Pace;
 use super::{Refusal, Stage, api, drive, effective_method, json, read_body};
 use crate::config::Config;
 use crate::conn::Transport;
+use crate::dashboard::{self, Visitor};
 use crate::server::Operator;
 use crate::shard::Server;
+use crate::side::accounts::AccountsHandle;
 
 /// Connections of the admin port at once; one more is closed as soon as it is accepted.
 const CONNECTIONS_MAX: usize = 256;
@@ -64,6 +70,17 @@ pub struct AdminStart {
     pub admin: SocketAddr,
     /// Takes the order to drain.
     pub operator: Operator,
+    /// People; none without a dashboard.
+    pub accounts: Option<AccountsHandle>,
+}
+
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Probes, the admin API, and the dashboard.
+    Admin,
+    /// The dashboard alone.
+    Dashboard,
 }
 
 /// State of the admin port.
@@ -75,9 +92,11 @@ pub struct AdminSettings {
     pub stage: Cell<Stage>,
     /// In force; replaced at each reload.
     pub config: RefCell<Arc<Config>>,
+    /// People; none without a dashboard.
+    pub(crate) accounts: Option<AccountsHandle>,
     access: Access,
     routes: Routes,
-    listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     admin: SocketAddr,
     operator: Operator,
     started_ms: u64,
@@ -94,6 +113,7 @@ impl AdminSettings {
             stage: Cell::new(stage),
             access: Access::new(&start.token),
             config: RefCell::new(start.config),
+            accounts: start.accounts,
             routes: Routes::new(),
             listen: start.listen,
             admin: start.admin,
@@ -102,6 +122,13 @@ impl AdminSettings {
             drain_asked: Cell::new(false),
             connections: Cell::new(0),
         }
+    }
+
+    /// Whether the admin API has a path, written as in its table.
+    pub(crate) fn serves(&self, path: &str) -> bool {
+        routes::RESOURCES
+            .iter()
+            .any(|resource| resource.path == path)
     }
 
     /// Takes a place among the port's connections; `None` when all are taken.
@@ -130,7 +157,9 @@ pub async fn serve_admin(
     head: Vec<u8>,
     server: Server,
     settings: Rc<AdminSettings>,
+    port: Port,
 ) {
+    let is_secure = transport.is_secure();
     let head_bytes_max = server.with(|shard, _| shard.limits().http_head_bytes_max);
     let Some(peer) = transport.remote() else {
         return;
@@ -140,9 +169,16 @@ pub async fn serve_admin(
         head,
         head_bytes_max,
         async |request: Request<Incoming>, pace: &Pace| {
-            answer(request, peer, &server, &settings, pace)
-                .await
-                .unwrap_or_else(Refusal::into_response)
+            let path = request.uri().path();
+            if path == "/" || path == "/dashboard" || path.starts_with("/dashboard/") {
+                let visitor = Visitor { peer, is_secure };
+                return dashboard::answer(request, visitor, &server, &settings, pace).await;
+            }
+            let answered = match port {
+                Port::Admin => answer(request, peer, &server, &settings, pace).await,
+                Port::Dashboard => Err(ErrorCode::NotFound.into()),
+            };
+            answered.unwrap_or_else(Refusal::into_response)
         },
     )
     .await;
@@ -166,18 +202,58 @@ async fn answer(
     }
     let now_ms = server.now().mono_ms();
     settings.access.check(&head.headers, peer.ip(), now_ms)?;
-    let Some(call) = settings.routes.find(&head.method, path)? else {
-        return api::answer_for_app(&head, path, target.query, body, server, pace).await;
+    let asked = Asked {
+        method: &head.method,
+        headers: &head.headers,
+        query: target.query,
+        body: Content::Unread(body),
     };
-    let body = match head.method {
-        Method::POST | Method::PATCH | Method::PUT => read_body(body, BODY_BYTES_MAX, pace).await?,
-        _ => Bytes::new(),
+    let answered = carry_out(path, asked, server, settings, pace).await;
+    accounts::note_operator(settings, &head.method, path, peer.ip(), &answered);
+    answered
+}
+
+/// Makes a call of the admin API for somebody whom another check than the token's has let through: `path` begins with
+/// `/admin/`.
+pub(crate) async fn perform(
+    (method, path, query): (&Method, &str, &str),
+    headers: &HeaderMap,
+    body: Bytes,
+    server: &Server,
+    settings: &AdminSettings,
+    pace: &Pace,
+) -> Reply {
+    let asked = Asked {
+        method,
+        headers,
+        query,
+        body: Content::Read(body),
+    };
+    carry_out(path, asked, server, settings, pace).await
+}
+
+async fn carry_out(
+    path: &str,
+    asked: Asked<'_>,
+    server: &Server,
+    settings: &AdminSettings,
+    pace: &Pace,
+) -> Reply {
+    let Some(call) = settings.routes.find(asked.method, path)? else {
+        return api::answer_for_app(path, asked, server, pace).await;
+    };
+    let body = match (asked.body, asked.method) {
+        (Content::Unread(body), &Method::POST | &Method::PATCH | &Method::PUT) => {
+            read_body(body, BODY_BYTES_MAX, pace).await?
+        }
+        (Content::Unread(_), _) => Bytes::new(),
+        (Content::Read(body), _) => body,
     };
     let caller = Caller {
         server,
         settings,
         call: &call,
-        query: target.query,
+        query: asked.query,
         body: &body,
     };
     caller.answer().await
@@ -239,6 +315,31 @@ impl Caller<'_> {
             Endpoint::Plans | Endpoint::Plan => self.plans(),
             Endpoint::PutPlan | Endpoint::DeletePlan => self.change_plan().await,
             Endpoint::Usage => self.usage().await,
+            Endpoint::Accounts
+            | Endpoint::CreateAccount
+            | Endpoint::Account
+            | Endpoint::UpdateAccount
+            | Endpoint::DeleteAccount
+            | Endpoint::ResetAccount
+            | Endpoint::Audit => self.people().await,
+            Endpoint::Webhooks
+            | Endpoint::CreateWebhook
+            | Endpoint::Webhook
+            | Endpoint::UpdateWebhook
+            | Endpoint::DeleteWebhook
+            | Endpoint::RotateWebhook
+            | Endpoint::TestWebhook
+            | Endpoint::WebhookEvents
+            | Endpoint::WebhookDeliveries
+            | Endpoint::DeadLetters
+            | Endpoint::PurgeDeadLetters
+            | Endpoint::ReplayDeadLetters
+            | Endpoint::DeadLetter
+            | Endpoint::PurgeDeadLetter
+            | Endpoint::ReplayDeadLetter => self.webhooks().await,
+            Endpoint::PushProviders | Endpoint::PutPushProvider | Endpoint::DeletePushProvider => {
+                self.push_providers().await
+            }
         }
     }
 

@@ -100,6 +100,12 @@ pub(super) async fn metrics(server: &Server, settings: &AdminSettings) -> Respon
         broker.as_ref(),
         &process,
     );
+    if let Some(webhooks) = &server.settings.webhooks {
+        text.push_str(&metrics::webhooks::render(&webhooks.stats()));
+    }
+    if let Some(push) = &server.settings.push {
+        text.push_str(&metrics::push::render(&push.stats()));
+    }
     if let Some(cluster) = &server.settings.cluster {
         text.push_str(&metrics::cluster::render(cluster));
     }

@@ -47,6 +47,31 @@ pub(super) enum Endpoint {
     PutPlan,
     DeletePlan,
     Usage,
+    Accounts,
+    CreateAccount,
+    Account,
+    UpdateAccount,
+    DeleteAccount,
+    ResetAccount,
+    Audit,
+    Webhooks,
+    CreateWebhook,
+    Webhook,
+    UpdateWebhook,
+    DeleteWebhook,
+    RotateWebhook,
+    TestWebhook,
+    WebhookEvents,
+    WebhookDeliveries,
+    DeadLetters,
+    PurgeDeadLetters,
+    ReplayDeadLetters,
+    DeadLetter,
+    PurgeDeadLetter,
+    ReplayDeadLetter,
+    PushProviders,
+    PutPushProvider,
+    DeletePushProvider,
 }
 
 /// What a path stands for: a call per method. A `HEAD` is among them wherever a `GET` is.
@@ -70,8 +95,8 @@ const fn resource(
     }
 }
 
-/// Every path. `{id}` is what the last part of a path names.
-pub(super) const RESOURCES: [Resource; 19] = [
+/// Every path. `{id}` is what a path is about, `{item}` one of what that has.
+pub(super) const RESOURCES: [Resource; 34] = [
     resource(
         "/admin/openapi.json",
         "GET, HEAD",
@@ -167,6 +192,78 @@ pub(super) const RESOURCES: [Resource; 19] = [
         "GET, HEAD",
         &[("GET", Endpoint::Usage)],
     ),
+    resource(
+        "/admin/apps/{app}/webhooks",
+        "GET, HEAD, POST",
+        &[
+            ("GET", Endpoint::Webhooks),
+            ("POST", Endpoint::CreateWebhook),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}",
+        "GET, HEAD, PATCH, DELETE",
+        &[
+            ("GET", Endpoint::Webhook),
+            ("PATCH", Endpoint::UpdateWebhook),
+            ("DELETE", Endpoint::DeleteWebhook),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/rotate",
+        "POST",
+        &[("POST", Endpoint::RotateWebhook)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/test",
+        "POST",
+        &[("POST", Endpoint::TestWebhook)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/events",
+        "GET, HEAD",
+        &[("GET", Endpoint::WebhookEvents)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/deliveries",
+        "GET, HEAD",
+        &[("GET", Endpoint::WebhookDeliveries)],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters",
+        "GET, HEAD, POST, DELETE",
+        &[
+            ("GET", Endpoint::DeadLetters),
+            ("POST", Endpoint::ReplayDeadLetters),
+            ("DELETE", Endpoint::PurgeDeadLetters),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters/{item}",
+        "GET, HEAD, DELETE",
+        &[
+            ("GET", Endpoint::DeadLetter),
+            ("DELETE", Endpoint::PurgeDeadLetter),
+        ],
+    ),
+    resource(
+        "/admin/apps/{app}/webhooks/{id}/dead-letters/{item}/replay",
+        "POST",
+        &[("POST", Endpoint::ReplayDeadLetter)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers",
+        "GET, HEAD",
+        &[("GET", Endpoint::PushProviders)],
+    ),
+    resource(
+        "/admin/apps/{app}/push/providers/{id}",
+        "PUT, DELETE",
+        &[
+            ("PUT", Endpoint::PutPushProvider),
+            ("DELETE", Endpoint::DeletePushProvider),
+        ],
+    ),
     resource("/admin/plans", "GET, HEAD", &[("GET", Endpoint::Plans)]),
     resource(
         "/admin/plans/{id}",
@@ -177,6 +274,29 @@ pub(super) const RESOURCES: [Resource; 19] = [
             ("DELETE", Endpoint::DeletePlan),
         ],
     ),
+    resource(
+        "/admin/accounts",
+        "GET, HEAD, POST",
+        &[
+            ("GET", Endpoint::Accounts),
+            ("POST", Endpoint::CreateAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}",
+        "GET, HEAD, PATCH, DELETE",
+        &[
+            ("GET", Endpoint::Account),
+            ("PATCH", Endpoint::UpdateAccount),
+            ("DELETE", Endpoint::DeleteAccount),
+        ],
+    ),
+    resource(
+        "/admin/accounts/{id}/reset",
+        "POST",
+        &[("POST", Endpoint::ResetAccount)],
+    ),
+    resource("/admin/audit", "GET, HEAD", &[("GET", Endpoint::Audit)]),
 ];
 
 /// A call that a request's method and path make. Parameters that the path does not have are empty.
@@ -185,6 +305,7 @@ pub(super) struct Call {
     pub(super) endpoint: Endpoint,
     pub(super) app: String,
     pub(super) id: String,
+    pub(super) item: String,
 }
 
 /// Paths to resources.
@@ -221,6 +342,7 @@ impl Routes {
             endpoint,
             app: param("app")?,
             id: param("id")?,
+            item: param("item")?,
         }))
     }
 }
@@ -242,6 +364,24 @@ mod tests {
                 allowed.insert(1, "HEAD");
             }
             assert_eq!(allowed.join(", "), methods, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_call_is_in_the_permission_table() {
+        use shardwire_proto::account::permissions::PERMISSIONS;
+
+        let own = RESOURCES.iter().flat_map(|resource| {
+            let methods = resource.calls.iter().map(|(method, _)| *method);
+            methods.map(|method| (resource.path.to_owned(), method))
+        });
+        for (path, method) in own.chain(crate::http::api::Routes::for_app()) {
+            let below = path.strip_prefix("/admin").unwrap();
+            let mut rows = PERMISSIONS.iter();
+            assert!(
+                rows.any(|row| row.method == method && row.path == below),
+                "{method} {below}"
+            );
         }
     }
 

@@ -24,7 +24,7 @@ use shardwire_proto::shard::{Options, Shard, ShardConfig};
 use shardwire_proto::ws::{DecoderConfig, Role};
 use tempfile::TempDir;
 
-use super::{AdminSettings, AdminStart, HttpSettings, Stage, serve_admin};
+use super::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
 use crate::accept::Acceptor;
 use crate::server::Operator;
 use crate::shard::{Settings, ShardRuntime, inbox, read_clock, start_clock};
@@ -89,11 +89,14 @@ impl Node {
                 decoder,
                 handshake_deadline: Duration::from_secs(10),
                 connections_max: 1000,
+                refusals_max: 1,
                 store: Some(for_shard),
                 tls: None,
                 registry: None,
                 cluster: None,
                 usage: None,
+                webhooks: None,
+                push: None,
                 broker: None,
                 is_shared_store: false,
             };
@@ -129,6 +132,7 @@ impl Node {
                         Vec::new(),
                         for_admin.clone(),
                         admin_settings.clone(),
+                        Port::Admin,
                     );
                     glommio::spawn_local(served).detach();
                 }
@@ -189,6 +193,7 @@ fn admin_start() -> AdminStart {
         listen: nowhere,
         admin: nowhere,
         operator: Operator::new().0,
+        accounts: None,
     }
 }
 

@@ -14,7 +14,7 @@ use shardwire_proto::record::{Loaded, Page, Question, Record, StoreAnswer, Store
 
 use super::heads::{Head, Key};
 use super::{BackendError, MongoBackend, int, uint};
-use crate::mongo::{BY_SEQ, BY_TIME, MongoError};
+use crate::mongo::{BY_NAME, BY_SEQ, BY_TIME, MongoError};
 use crate::store::page::PageBuilder;
 
 pub(super) fn answer(
@@ -26,6 +26,10 @@ pub(super) fn answer(
         app: read.app.clone(),
         name: read.channel.clone(),
     };
+    if let Question::ChangedSince { timestamp, limit } = read.question {
+        let changed = changed(&backend.channels, &key, int(timestamp), int(limit as u64));
+        return Ok(backend.mongo.run::<_, MongoError>(changed)?);
+    }
     let answer = async {
         let head = match backend.doubts.head(&key) {
             Some(head) => Some(head),
@@ -42,6 +46,7 @@ pub(super) fn answer(
                     has_more: false,
                 },
                 Question::CountAt { .. } => StoreAnswer::Count(0),
+                Question::ChangedSince { .. } => StoreAnswer::Channels(Vec::new()),
             });
         };
         let (gone_seq, gone_ts) = gone_at(&backend.messages, &key, &head, now).await?;
@@ -60,9 +65,37 @@ pub(super) fn answer(
             } => channel.load(messages_max, bytes_max, ids_after_ms).await,
             Question::Page(page) => channel.page(&page).await,
             Question::CountAt { timestamp } => channel.count_at(int(timestamp)).await,
+            Question::ChangedSince { .. } => Ok(StoreAnswer::Channels(Vec::new())),
         }
     };
     Ok(backend.mongo.run::<_, MongoError>(answer)?)
+}
+
+/// Channels behind one whose last message is not older.
+async fn changed(
+    channels: &Collection<Document>,
+    after: &Key,
+    timestamp: i64,
+    limit: i64,
+) -> Result<StoreAnswer, MongoError> {
+    let (app, name) = (&*after.app, &*after.name);
+    let filter = doc! {
+        "app": {"$gte": app},
+        "last_ts": {"$gte": timestamp},
+        "last_seq": {"$gt": 0_i64},
+        "$or": [{"app": {"$gt": app}}, {"app": app, "channel": {"$gt": name}}],
+    };
+    let find = channels.find(filter).sort(doc! {"app": 1, "channel": 1});
+    let find = find.projection(doc! {"_id": 0, "app": 1, "channel": 1});
+    let find = find.hint(Hint::Name(BY_NAME.to_owned()));
+    let mut cursor = find.limit(limit.max(1)).await?;
+    let mut found = Vec::new();
+    while let Some(head) = cursor.next().await {
+        let head = head?;
+        let text = |name: &str| Arc::from(head.get_str(name).unwrap_or_default());
+        found.push((text("app"), text("channel")));
+    }
+    Ok(StoreAnswer::Channels(found))
 }
 
 /// Sequence and timestamp of the newest message that is gone at `now`, deleted or not; 0 where none is.

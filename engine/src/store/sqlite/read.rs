@@ -12,6 +12,9 @@ use crate::store::page::PageBuilder;
 
 /// Inside of a transaction.
 pub(super) fn answer(db: &Connection, read: &StoreRead, now: i64) -> Result<StoreAnswer, Error> {
+    if let Question::ChangedSince { timestamp, limit } = read.question {
+        return changed(db, (&read.app, &read.channel), timestamp, limit);
+    }
     let row = ChannelRow::by_name(db, &read.app, &read.channel)?;
     let Some(row) = row else {
         return Ok(match read.question {
@@ -21,6 +24,7 @@ pub(super) fn answer(db: &Connection, read: &StoreRead, now: i64) -> Result<Stor
                 has_more: false,
             },
             Question::CountAt { .. } => StoreAnswer::Count(0),
+            Question::ChangedSince { .. } => StoreAnswer::Channels(Vec::new()),
         });
     };
     let (gone_seq, gone_ts) = retention::gone_at(db, &row, now)?;
@@ -38,7 +42,25 @@ pub(super) fn answer(db: &Connection, read: &StoreRead, now: i64) -> Result<Stor
         } => channel.load(messages_max, bytes_max, ids_after_ms),
         Question::Page(page) => channel.page(&page),
         Question::CountAt { timestamp } => channel.count_at(int(timestamp)),
+        Question::ChangedSince { .. } => Ok(StoreAnswer::Channels(Vec::new())),
     }
+}
+
+fn changed(
+    db: &Connection,
+    (app, name): (&str, &str),
+    timestamp: u64,
+    limit: usize,
+) -> Result<StoreAnswer, Error> {
+    let mut select = db.prepare_cached(schema::CHANNELS_CHANGED)?;
+    let limit = int(limit as u64);
+    let rows = select.query_map(params![app, name, int(timestamp), limit], |row| {
+        Ok((
+            row.get_ref(0)?.as_str()?.into(),
+            row.get_ref(1)?.as_str()?.into(),
+        ))
+    })?;
+    Ok(StoreAnswer::Channels(rows.collect::<Result<_, _>>()?))
 }
 
 /// A channel at one instant.

@@ -65,6 +65,8 @@ pub(super) const CHANNEL_BY_ID: &str = concat!(
     ", app, name FROM channels WHERE id = ?1"
 );
 pub(super) const CHANNEL_ID_MAX: &str = "SELECT max(id) FROM channels";
+pub(super) const CHANNELS_CHANGED: &str = "SELECT app, name FROM channels \
+    WHERE (app, name) > (?1, ?2) AND last_ts >= ?3 ORDER BY app, name LIMIT ?4";
 pub(super) const CHANNEL_INSERT: &str = "INSERT INTO channels \
     (id, epoch, last_seq, last_ts, gone_seq, gone_ts, messages_max, age_ms, app, name) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
@@ -90,8 +92,9 @@ pub(super) const IDS: &str = "SELECT msg_id, ts, seq FROM messages WHERE channel
 
 /// Every statement above, for the test that none of them reads a whole table.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 12] = [
+pub(super) const STATEMENTS: [&str; 13] = [
     CHANNEL_BY_NAME,
+    CHANNELS_CHANGED,
     CHANNEL_BY_ID,
     CHANNEL_ID_MAX,
     CHANNEL_INSERT,

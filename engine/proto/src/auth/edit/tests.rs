@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::super::revocation::Subject;
 use super::*;
+use crate::rate::RateLimit;
 
 /// Random bytes that are not.
 fn counting() -> impl FnMut() -> [u8; 24] {
@@ -75,6 +76,7 @@ fn change(registry: &Registry, (what, a, b): (u8, u8, u8)) -> Change {
                 name: String::new(),
                 capabilities: None,
                 expires_ms: (b % 2 == 0).then_some(u64::from(b) * 1000),
+                publish_rate: None,
             },
         },
         5 => Change::UpdateKey {
@@ -170,6 +172,7 @@ fn a_rotated_key_lasts_for_the_overlap_and_never_longer_than_before() {
         name: "back end".into(),
         capabilities: None,
         expires_ms: Some(5000),
+        publish_rate: RateLimit::new(5, 1000, 5),
     };
     let app = String::from("app");
     let made = registry
@@ -208,6 +211,8 @@ fn a_rotated_key_lasts_for_the_overlap_and_never_longer_than_before() {
         panic!("not a key");
     };
     assert_eq!((new.kind, &*new.name), (KeyKind::Server, "back end"));
+    assert_eq!(new.publish_rate, info.publish_rate);
+    assert!(new.publish_rate.is_some());
 }
 
 #[test]

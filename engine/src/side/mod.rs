@@ -1,0 +1,6 @@
+//! Services beside the shards: threads that may block, each behind one bounded queue.
+
+pub mod accounts;
+pub mod egress;
+pub mod push;
+pub mod webhooks;
