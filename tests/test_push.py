@@ -12,6 +12,7 @@ from wsocket.client import PushClient
 from harness.admin import admin
 from harness.client import Client
 from harness.ctl import ctl, ctl_json
+from harness.hooks import CONFIG, Receiver, add_webhook
 from harness.push_peer import AppleKey, Browser, Provider, ServiceAccount, check_vapid
 from harness.rest import api, call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
@@ -216,6 +217,22 @@ def test_a_dead_device_is_forgotten(world, platform, status, body):
     assert world.subscriptions()["total"] == 0
     again = world.post("send", {"memberId": "ann", "title": "T"})
     assert (again["sent"], again["failed"]) == (0, 0)
+
+
+def test_back_ends_are_told_of_what_failed(new_server, provider, authority):
+    world = World(new_server(config=config(authority) + CONFIG), provider, authority)
+    with Receiver() as receiver:
+        add_webhook(world.server, receiver.url, events=["push.failed"])
+        subscription = world.register("fcm", "token:1", "ann")
+        provider.answer = lambda r: None if r.path == "/token" else (400, {}, {"error": {"status": "INVALID_ARGUMENT"}})
+        answer = world.post("send", {"memberId": "ann", "title": "T"})
+        assert (answer["sent"], answer["failed"]) == (0, 1)
+        (event,) = receiver.wait_for(1, "push.failed")
+    assert event["clientId"] == "ann"
+    assert event["data"] == {
+        "jobId": answer["jobId"], "subscriptionId": subscription, "platform": "fcm",
+        "error": answer["results"][0]["error"],
+    }
 
 
 def test_a_device_that_registered_after_apple_lost_it_stays(world):

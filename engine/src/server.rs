@@ -258,6 +258,10 @@ pub fn run(
         registry.clone(),
         ask_who,
         alone,
+        {
+            let webhooks = webhooks.clone();
+            move |failed| webhooks.raise(failed).is_ok()
+        },
     )
     .map_err(RunError::Push)?;
     let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config

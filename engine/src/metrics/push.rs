@@ -49,6 +49,12 @@ pub fn render(stats: &PushStats) -> String {
             "Messages whose absent members were not told, as too many waited.",
             stats.notices_dropped,
         ),
+        (
+            "shardwire_push_failures_untold_total",
+            "counter",
+            "Failures that no webhook was told of, as too much waited for them.",
+            stats.failures_untold,
+        ),
     ] {
         page.family(name, kind, help);
         page.sample(name, &[], value);

@@ -36,6 +36,7 @@ use shardwire_proto::push::job::Counts;
 use shardwire_proto::push::request::{
     Enrolment, ListQuery, Registration, SendRequest, Unregistration,
 };
+use shardwire_proto::webhook::Raised;
 
 use crate::records::{Area, RecordStorage};
 use crate::registry::RegistryHandle;
@@ -184,6 +185,8 @@ pub struct PushStats {
     pub failures: u64,
     /// Messages whose absent members were not told, as too many waited.
     pub notices_dropped: u64,
+    /// Failures that back ends were not told of, as too much waited for them.
+    pub failures_untold: u64,
 }
 
 /// The way to the keeper thread, for any thread. Clones are the same.
@@ -209,7 +212,7 @@ struct Shared {
 }
 
 /// Opens the store and starts both threads. `alone`: no other process works on this store, so what was begun is gone on
-/// with at once.
+/// with at once. `tell` lets back ends know of what has failed; false where too much waits for them.
 ///
 /// # Errors
 /// The store, the key file or the certificates cannot be used.
@@ -223,6 +226,7 @@ pub fn start(
     registry: RegistryHandle,
     who: InboxSender<WhoIsThere>,
     alone: bool,
+    tell: impl Fn(Raised) -> bool + Send + 'static,
 ) -> Result<PushHandle, String> {
     let store = storage.open(Area::Push).map_err(|e| e.to_string())?;
     let key_file = match config.key_file.as_os_str().is_empty() {
@@ -240,6 +244,7 @@ pub fn start(
         batches: Some(batches),
         who,
         own: inputs.clone(),
+        tell: Box::new(tell),
     };
     let keeper = Keeper::new(store, vault, config.clone(), registry, peers, alone);
     let own = shared.clone();

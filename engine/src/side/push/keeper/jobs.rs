@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::push::job::{Cursor, Job, PAGES_OPEN_MAX, Page, RESULTS_MAX, Settled, State};
 use shardwire_proto::push::request::SendRequest;
+use shardwire_proto::webhook::{Raised, What};
 
 use super::super::send::{Outcome, Recipient, Report};
 use super::subscriptions::{BY_APP, BY_CHANNEL};
@@ -277,11 +278,45 @@ impl Keeper {
         if let Some(recipient) = of {
             self.count(recipient.platform, one);
         }
+        if let Settled::Failed(reason) | Settled::Gone { reason, .. } = &settled {
+            self.tell_failed(job, subscription, of, reason);
+        }
         self.unwritten_since.get_or_insert_with(Instant::now);
         if let Settled::Gone { since_ms, .. } = settled {
             self.forget(subscription, since_ms);
         }
         self.finish(job);
+    }
+
+    /// Lets back ends know of a notification that was given up. Where too much waits for them it is left out and counted.
+    fn tell_failed(
+        &mut self,
+        job: &Arc<str>,
+        subscription: &str,
+        of: Option<&Recipient>,
+        reason: &str,
+    ) {
+        let Some(active) = self.jobs.get(job) else {
+            return;
+        };
+        let data = json!({
+            "jobId": &**job,
+            "subscriptionId": subscription,
+            "platform": of.map(|recipient| recipient.platform),
+            "error": reason,
+        });
+        let event = Raised {
+            app: active.job.app.as_str().into(),
+            timestamp: now_ms(),
+            what: What::PushFailed {
+                data: data.to_string(),
+                client_id: of.map(|recipient| recipient.member.as_str().into()),
+                channel: None,
+            },
+        };
+        if !(self.tell)(event) {
+            self.failures_untold += 1;
+        }
     }
 
     /// Ends a job whose last recipient is done with.

@@ -28,6 +28,7 @@ use shardwire_proto::push::Platform;
 use shardwire_proto::push::bridge::Notice;
 use shardwire_proto::push::content::Content;
 use shardwire_proto::push::job::{Counts, Job, PAGE_ENTRIES_MAX, Page};
+use shardwire_proto::webhook::Raised;
 use tokio::sync::mpsc;
 
 use super::provider::Provider;
@@ -84,6 +85,7 @@ pub(super) struct Keeper {
     who: InboxSender<WhoIsThere>,
     /// The way here, for its answers.
     own: Sender<Input>,
+    tell: Box<dyn Fn(Raised) -> bool + Send>,
     quiet: Quiet,
     /// Names this process among those that share a store.
     owner: String,
@@ -107,6 +109,7 @@ pub(super) struct Keeper {
     counts: BTreeMap<&'static str, Counts>,
     failures: u64,
     notices_dropped: u64,
+    failures_untold: u64,
 }
 
 /// Whom the keeper talks to.
@@ -114,6 +117,8 @@ pub(super) struct Peers {
     pub(super) batches: Option<mpsc::Sender<Box<Batch>>>,
     pub(super) who: InboxSender<WhoIsThere>,
     pub(super) own: Sender<Input>,
+    /// Tells back ends of what has failed; false where too much waits for them.
+    pub(super) tell: Box<dyn Fn(Raised) -> bool + Send>,
 }
 
 /// What the next commit brings beside progress of jobs.
@@ -176,6 +181,7 @@ impl Keeper {
             batches: peers.batches,
             who: peers.who,
             own: peers.own,
+            tell: peers.tell,
             quiet: Quiet::new(),
             owner: BASE64URL_NOPAD.encode(&crate::sys::random()),
             alone,
@@ -192,6 +198,7 @@ impl Keeper {
             counts: BTreeMap::new(),
             failures: 0,
             notices_dropped: 0,
+            failures_untold: 0,
         }
     }
 
@@ -335,6 +342,7 @@ impl Keeper {
         stats.in_flight = in_flight.map(|page| page.in_flight as u64).sum();
         stats.failures = self.failures;
         stats.notices_dropped = self.notices_dropped;
+        stats.failures_untold = self.failures_untold;
     }
 
     fn count(&mut self, platform: Platform, counts: Counts) {
