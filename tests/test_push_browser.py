@@ -140,13 +140,20 @@ def test_a_service_worker_shows_the_notification(new_server, site, tmp_path):
         wait_until(lambda: chromium.evaluate(loaded), 30, "the page")
         chromium.evaluate("await navigator.serviceWorker.register('/sw.js'); await navigator.serviceWorker.ready; return 1")
         registration = wait_until(chromium.registration, 30, "the service worker")
-        chromium.call("ServiceWorker.deliverPushMessage", chromium.session, origin=site + "/",
-                      registrationId=registration, data=text)
-        shown = wait_until(lambda: chromium.evaluate(
-            "const r = await navigator.serviceWorker.ready;"
-            "return (await r.getNotifications()).map(n => ({title: n.title, body: n.body, data: n.data}))"
-        ), 30, "the notification")
-        assert shown == [{"title": "Grüße 😀", "body": "from the server", "data": {"url": "/inbox", "n": 7}}]
+        def notifications():
+            return chromium.evaluate(
+                "const r = await navigator.serviceWorker.ready;"
+                "return (await r.getNotifications()).map(n => ({title: n.title, body: n.body, data: n.data}))"
+            )
+
+        def shown():
+            # The browser drops a message that comes while it starts its notification service.
+            chromium.call("ServiceWorker.deliverPushMessage", chromium.session, origin=site + "/",
+                          registrationId=registration, data=text)
+            return notifications()
+
+        found = wait_until(shown, 30, "the notification", interval=1.0)
+        assert found[0] == {"title": "Grüße 😀", "body": "from the server", "data": {"url": "/inbox", "n": 7}}
         refused = chromium.evaluate(
             "const r = await navigator.serviceWorker.ready;"
             f"const key = Uint8Array.from(atob('{web['vapidPublicKey']}'.replace(/-/g, '+').replace(/_/g, '/') + '='),"
