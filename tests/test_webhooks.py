@@ -13,6 +13,7 @@ from harness.admin import admin, admin_call
 from harness.client import Client
 from harness.ctl import ctl, ctl_json
 from harness.hooks import CONFIG, Receiver, add_webhook, huge, redirect, reset, silent, slow_body, status, webhook
+from harness.mongo import MongoServer
 from harness.rest import api, call
 from harness.wait import wait_until
 
@@ -480,3 +481,43 @@ def test_shardwirectl_makes_tries_and_looks(hooked, receiver):
     assert ctl_json(server, "webhooks", "purge", id) == {"purged": 0}
     ctl(server, "webhooks", "delete", id)
     assert ctl_json(server, "webhooks", "list")["webhooks"] == []
+
+
+# -- several nodes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+def test_of_three_nodes_each_transition_is_told_once_also_when_one_dies(new_redis, new_nodes, receiver):
+    with MongoServer(is_durable=False) as mongo:
+        config = f'{CONFIG}retry_ms = [100, 200, 300]\n[store.mongo]\nurl = "{mongo.url}"\n'
+        nodes = new_nodes(new_redis(), 3, config=config, broker="node_lease_ms = 1000\n")
+        for node in nodes:
+            wait_until(lambda: node.metrics().total("shardwire_broker_connected") == 1, what="Redis to be seen")
+        hook = add_webhook(nodes[0], receiver.url, events=["channel.occupied", "channel.vacated", "message.published"])
+        kinds = ("channel.occupied", "channel.vacated")
+        everywhere = [Client(node) for node in nodes]
+        for client in everywhere:
+            client.subscribe("shared")
+        only_on_the_first = Client(nodes[0])
+        only_on_the_first.subscribe("lost")
+        receiver.wait_for(2, "channel.occupied")
+        for number, node in enumerate(nodes):
+            # Nodes learn of an endpoint that was made elsewhere within seconds.
+            def told():
+                publish(node, "shared", number)
+                return receiver.events("message.published", data=number)
+
+            wait_until(told, 15, f"events of node {number}", interval=0.3)
+        for number, node in enumerate(nodes):
+            publish(node, "shared", "all know", id=f"m{number}")
+        receiver.wait_for(3, "message.published", data="all know")
+        nodes[0].kill()
+        receiver.wait_for(1, "channel.vacated", channel="lost", timeout=60)
+        for client in everywhere[1:]:
+            client.close()
+        receiver.wait_for(1, "channel.vacated", channel="shared", timeout=60)
+        told = [(e["event"], e["channel"]) for e in {e["number"]: e for e in receiver.events(*kinds)}.values()]
+        assert sorted(told) == sorted((kind, channel) for kind in kinds for channel in ("lost", "shared"))
+        messages = {e["number"]: e["id"] for e in receiver.events("message.published", data="all know")}
+        assert sorted(messages.values()) == ["m0", "m1", "m2"], "each by the node that accepted it, and by no other"
+        assert all(d.signed_by(hook["secret"]) for d in receiver.deliveries)

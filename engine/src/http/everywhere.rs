@@ -18,7 +18,7 @@ pub(super) const NODE_END: char = '~';
 ///
 /// # Errors
 /// 50300 when not everybody has answered: a part of the truth would look like the whole.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     server: &Server,
     app: &str,
     query: Query,

@@ -22,7 +22,7 @@ use crate::broker::BrokerHandle;
 use crate::cluster::{ClusterHandle, Incoming};
 use crate::config::{Config, NOFILE_RESERVE};
 use crate::conn::head::accept;
-use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, serve_admin};
+use crate::http::{AdminSettings, AdminStart, HttpSettings, Port, Stage, everywhere, serve_admin};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::Inbox;
 use crate::shard::{Batch, Core, Server, Settings, ShardRuntime, read_clock};
@@ -362,15 +362,16 @@ async fn tell_who_is_there(server: Server, questions: Inbox<WhoIsThere>) {
     loop {
         let question = questions.recv().await;
         let clients = question.members.clone();
-        let answers = server
-            .ask(&question.app, Query::Connected { clients })
-            .await;
-        let is_whole = answers.len() >= server.http.shards;
-        let of_shards = answers.into_iter().flat_map(|(_, answer)| match answer {
-            Answer::Connected(members) => members,
-            _ => Vec::new(),
+        let asked = everywhere::ask(&server, &question.app, Query::Connected { clients }, None);
+        let members = asked.await.ok().map(|nodes| {
+            let answers = nodes.into_iter().flatten();
+            answers
+                .flat_map(|answer| match answer {
+                    Answer::Connected(members) => members,
+                    _ => Vec::new(),
+                })
+                .collect()
         });
-        let members = is_whole.then(|| of_shards.collect());
         question.answer(members);
     }
 }
