@@ -13,7 +13,6 @@ from harness.admin import admin
 from harness.client import Client
 from harness.ctl import ctl, ctl_json
 from harness.hooks import CONFIG, Receiver, add_webhook
-from harness.mongo import MongoServer
 from harness.push_peer import AppleKey, Browser, Provider, ServiceAccount, check_vapid
 from harness.rest import api, call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
@@ -580,20 +579,6 @@ def test_absent_members_are_notified_and_messages_gathered(new_server, provider,
     last = provider.wait_for(3, "/push/", 20)[2]
     assert last.path == "/push/other" and browsers["other"].read(last)["body"] == "text"
     assert len(provider.taken("/push/")) == 3
-
-
-def test_nodes_share_subscriptions_and_credentials(new_redis, new_nodes, provider, authority, tmp_path):
-    # Nodes open each other's credentials with the same key.
-    key = f'key_file = "{tmp_path / "push.key"}"\n'
-    with MongoServer(is_durable=False) as mongo:
-        nodes = new_nodes(new_redis(), 2, config=f'{config(authority, key)}[store.mongo]\nurl = "{mongo.url}"\n')
-        for node in nodes:
-            wait_until(lambda: node.metrics().total("shardwire_broker_connected") == 1, what="Redis to be seen")
-        world = World(nodes[0], provider, authority)
-        here = world.browser("here", "here")
-        sent = api(nodes[1], "POST", "/api/push/send", {"memberId": "here", "title": "T"})
-        assert (sent["sent"], sent["failed"]) == (1, 0), "the other node has the subscription and the key"
-        assert here.read(provider.taken("/push/here")[0])["title"] == "T"
 
 
 # -- crash --------------------------------------------------------------------------------------------------------
