@@ -102,14 +102,12 @@ impl<C: Core> ShardRuntime<C> {
         if let Some(cluster) = &self.settings.cluster {
             self.core.borrow_mut().submit_shared(cluster, self.now());
         }
+        let store = self.settings.store.as_ref();
         if let Some(broker) = &self.settings.broker {
-            let store = self.settings.store.as_ref();
             let shared = store.filter(|_| self.settings.is_shared_store);
             let mut core = self.core.borrow_mut();
             core.submit_to_broker(broker, shared, self.now());
-            return;
-        }
-        if let Some(store) = &self.settings.store {
+        } else if let Some(store) = store {
             self.core.borrow_mut().submit(store, self.now());
         }
         if let Some(webhooks) = &self.settings.webhooks {
