@@ -3,4 +3,5 @@
 pub mod accounts;
 pub mod egress;
 pub mod push;
+mod vault;
 pub mod webhooks;

@@ -105,7 +105,7 @@ impl Keeper {
     /// Wall clock, Unix ms.
     pub(super) fn now(&self) -> u64 {
         match self.fixed_ms {
-            0 => crate::registry::now_ms(),
+            0 => crate::clock::now_ms(),
             fixed => fixed,
         }
     }

@@ -31,7 +31,7 @@ impl Keeper {
         for (to, from) in secret.iter_mut().zip(sys::random_32()) {
             *to = from;
         }
-        kept.document.pending_factor = self.secrets.seal(account, &secret);
+        kept.document.pending_factor = self.secrets.vault.seal(account, &secret);
         let put = kept.put()?;
         self.apply(&[put])?;
         Ok(Enrolment {
@@ -129,7 +129,7 @@ impl Keeper {
     }
 
     fn unseal(&self, account: &str, sealed: &str) -> Option<[u8; SECRET_BYTES]> {
-        self.secrets.unseal(account, sealed)?.try_into().ok()
+        self.secrets.vault.unseal(account, sealed)?.try_into().ok()
     }
 }
 

@@ -6,13 +6,11 @@
 use std::io;
 use std::path::Path;
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hmac;
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use shardwire_proto::account::access::Signer;
 
-use crate::keys::write_atomically;
-use crate::sys;
+use crate::side::vault::{KEY_BYTES, Vault, read_key};
 
 /// Name of the file in the data folder; readable by its owner only.
 pub const SECRET_FILE: &str = "accounts.key";
@@ -21,23 +19,17 @@ pub const SECRET_FILE: &str = "accounts.key";
 pub(super) struct Secrets {
     pub(super) signer: Signer,
     forms: hmac::Key,
-    seal: RandomizedNonceKey,
+    /// For secrets of second factors; what each is for is its owner.
+    pub(super) vault: Vault,
 }
 
 impl Secrets {
     /// Reads the file, or makes it.
     pub(super) fn open(data_dir: &Path) -> io::Result<Self> {
         let path = data_dir.join(SECRET_FILE);
-        let text = match std::fs::read_to_string(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = format!("{}\n", HEXLOWER.encode(sys::random_32().as_slice()));
-                write_atomically(&path, text.as_bytes())?;
-                text
-            }
-            read => read?,
-        };
+        let text = read_key(&path)?;
         let root = HEXLOWER.decode(text.trim().as_bytes()).ok();
-        let root = root.filter(|root| root.len() == 32).ok_or_else(|| {
+        let root = root.filter(|root| root.len() == KEY_BYTES).ok_or_else(|| {
             let text = format!("{} does not hold 64 hex digits", path.display());
             io::Error::new(io::ErrorKind::InvalidData, text)
         })?;
@@ -50,7 +42,7 @@ impl Secrets {
         Some(Self {
             signer: Signer::new(&key(b"access tokens")?),
             forms: hmac::Key::new(hmac::HMAC_SHA256, &key(b"forms")?),
-            seal: RandomizedNonceKey::new(&AES_256_GCM, &key(b"second factors")?).ok()?,
+            vault: Vault::new(&key(b"second factors")?)?,
         })
     }
 
@@ -63,26 +55,6 @@ impl Secrets {
     pub(super) fn is_form_token(&self, session: &str, token: &str) -> bool {
         let token = BASE64URL_NOPAD.decode(token.as_bytes());
         token.is_ok_and(|tag| hmac::verify(&self.forms, session.as_bytes(), &tag).is_ok())
-    }
-
-    /// Encrypts for an owner, so that it can be read as theirs only.
-    pub(super) fn seal(&self, owner: &str, plain: &[u8]) -> Option<String> {
-        let mut bytes = plain.to_vec();
-        let aad = Aad::from(owner.as_bytes());
-        let nonce = self.seal.seal_in_place_append_tag(aad, &mut bytes).ok()?;
-        let mut sealed = nonce.as_ref().to_vec();
-        sealed.append(&mut bytes);
-        Some(BASE64URL_NOPAD.encode(&sealed))
-    }
-
-    pub(super) fn unseal(&self, owner: &str, sealed: &str) -> Option<Vec<u8>> {
-        let sealed = BASE64URL_NOPAD.decode(sealed.as_bytes()).ok()?;
-        let (nonce, bytes) = sealed.split_at_checked(NONCE_LEN)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut bytes = bytes.to_vec();
-        let aad = Aad::from(owner.as_bytes());
-        let plain = self.seal.open_in_place(nonce, aad, &mut bytes).ok()?;
-        Some(plain.to_vec())
     }
 }
 
@@ -108,17 +80,18 @@ mod tests {
     #[test]
     fn what_is_sealed_is_read_by_its_owner_only() {
         let secrets = Secrets::derive(&[1; 32]).unwrap();
-        let sealed = secrets.seal("a_1", b"secret").unwrap();
-        assert_eq!(secrets.unseal("a_1", &sealed).unwrap(), b"secret");
-        assert!(secrets.unseal("a_2", &sealed).is_none());
+        let sealed = secrets.vault.seal("a_1", b"secret").unwrap();
+        assert_eq!(secrets.vault.unseal("a_1", &sealed).unwrap(), b"secret");
+        assert!(secrets.vault.unseal("a_2", &sealed).is_none());
         assert!(
             Secrets::derive(&[2; 32])
                 .unwrap()
+                .vault
                 .unseal("a_1", &sealed)
                 .is_none()
         );
-        assert!(secrets.unseal("a_1", "AAAA").is_none());
-        assert_ne!(sealed, secrets.seal("a_1", b"secret").unwrap());
+        assert!(secrets.vault.unseal("a_1", "AAAA").is_none());
+        assert_ne!(sealed, secrets.vault.seal("a_1", b"secret").unwrap());
     }
 
     #[test]

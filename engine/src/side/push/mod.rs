@@ -15,17 +15,18 @@ mod crypt;
 mod keeper;
 mod provider;
 mod send;
-mod vault;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
+use data_encoding::HEXLOWER_PERMISSIVE;
 use futures_lite::future;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,11 +39,13 @@ use shardwire_proto::push::request::{
 };
 use shardwire_proto::webhook::Raised;
 
+use crate::clock::now_ms;
 use crate::records::{Area, RecordStorage};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
+use crate::side::vault::{Vault, read_key};
+use crate::sync::lock;
 use keeper::Keeper;
-use vault::Vault;
 
 /// Questions that may wait; of more, each is refused (50300).
 const ASKS_MAX: usize = 1024;
@@ -233,7 +236,7 @@ pub fn start(
         true => data_dir.join(KEY_FILE),
         false => config.key_file.clone(),
     };
-    let vault = Vault::open(&key_file).map_err(|e| format!("{}: {e}", key_file.display()))?;
+    let vault = open_vault(&key_file).map_err(|e| format!("{}: {e}", key_file.display()))?;
     send::check(config)?;
     let (inputs, queue) = crossbeam_channel::bounded(ASKS_MAX);
     let (notices, noticed) = crossbeam_channel::bounded(NOTICES_MAX);
@@ -274,6 +277,13 @@ pub fn start(
         wait,
         shared,
     })
+}
+
+/// Reads the key under which providers' credentials are sealed; makes it where it is missing.
+fn open_vault(key_file: &Path) -> io::Result<Vault> {
+    let key = HEXLOWER_PERMISSIVE.decode(read_key(key_file)?.trim().as_bytes());
+    Vault::new(&key.unwrap_or_default())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "must hold 64 hex digits"))
 }
 
 impl PushHandle {
@@ -333,12 +343,16 @@ impl PushHandle {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Unix ms.
-fn now_ms() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since_epoch.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+    #[test]
+    fn a_damaged_key_file_is_refused_and_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(KEY_FILE);
+        std::fs::write(&path, "short").unwrap();
+        assert!(open_vault(&path).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "short");
+    }
 }

@@ -10,7 +10,7 @@ use shardwire_proto::push::request::{ListQuery, write_cursor};
 
 use super::jobs::answer_of;
 use super::{Answer, JOB, Keeper, Question, RESULTS, now_ms, to_json, unavailable};
-use crate::records::Scan;
+use crate::records::{Record, Scan};
 
 /// Records of results of one job, at most: each holds one result at least.
 const RESULT_RECORDS_MAX: usize = RESULTS_MAX as usize;
@@ -107,10 +107,7 @@ impl Keeper {
             .store
             .scan(&scan, now_ms())
             .map_err(|e| unavailable(&e))?;
-        let has_more = found.len() > query.limit;
-        found.truncate(query.limit);
-        let cursor = found.last().filter(|_| has_more);
-        let cursor = cursor.map(|record| write_cursor(record.rank, &record.id));
+        let cursor = cut(&mut found, query.limit);
         let shown: Vec<Value> = found
             .iter()
             .filter_map(|record| {
@@ -154,4 +151,12 @@ fn describe(shown: &mut Value, job: &Job, pending: Option<usize>) {
         shown["channel"] = channel.as_str().into();
     }
     shown["members"] = job.audience.members.len().into();
+}
+
+/// Cuts what was found down to a page, and says where the next one goes on, if there is one.
+pub(super) fn cut(found: &mut Vec<Record>, limit: usize) -> Option<String> {
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().filter(|_| has_more);
+    last.map(|record| write_cursor(record.rank, &record.id))
 }

@@ -189,12 +189,7 @@ impl Keeper {
             return;
         };
         log::warn!(job = &**id; "push: a send has been taken over by another process");
-        let out = active
-            .pages
-            .values()
-            .filter(|open| open.in_flight > 0)
-            .count();
-        self.batches_out -= out;
+        self.batches_out -= active.pages_out();
         for (reply, _) in active.waiters {
             let answer = answer_of(&active.job, &active.shown, 0);
             _ = reply.try_send(Ok(to_json(&answer)));
@@ -311,7 +306,6 @@ impl Keeper {
             what: What::PushFailed {
                 data: data.to_string(),
                 client_id: of.map(|recipient| recipient.member.as_str().into()),
-                channel: None,
             },
         };
         if !(self.tell)(event) {
@@ -364,12 +358,7 @@ impl Keeper {
                 next = next.min(*until);
             }
             if is_over {
-                let out = active
-                    .pages
-                    .values()
-                    .filter(|open| open.in_flight > 0)
-                    .count();
-                self.batches_out -= out;
+                self.batches_out -= active.pages_out();
             }
             !is_over
         });
@@ -390,6 +379,12 @@ impl Keeper {
 }
 
 impl Active {
+    /// Pages with recipients on their way to a provider.
+    fn pages_out(&self) -> usize {
+        let pages = self.pages.values();
+        pages.filter(|page| page.in_flight > 0).count()
+    }
+
     pub(super) fn new(job: Job, version: u64) -> Self {
         Self {
             content: Arc::new(job.content.clone()),

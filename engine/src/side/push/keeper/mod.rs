@@ -33,11 +33,11 @@ use tokio::sync::mpsc;
 
 use super::provider::Provider;
 use super::send::{Batch, Recipient, Report};
-use super::vault::Vault;
 use super::{Answer, Ask, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
 use crate::records::{Change, RecordError, Records};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::InboxSender;
+use crate::side::vault::Vault;
 use commit::Tally;
 
 /// Batches on their way to providers.

@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use shardwire_proto::error::ProtocolError;
 use shardwire_proto::push::request::{
-    CHANNELS_MAX, Enrolment, ListQuery, Registration, Unregistration, decode_base64, write_cursor,
+    CHANNELS_MAX, Enrolment, ListQuery, Registration, Unregistration, decode_base64,
 };
 use shardwire_proto::push::{Address, Platform};
 
 use super::super::crypt;
 use super::super::send::Recipient;
+use super::answers::cut;
 use super::{ENROLMENT, Keeper, PROVIDER, SUBSCRIPTION, TALLY, now_ms, to_json, unavailable};
 use crate::records::{Change, Record, RecordError, Scan};
 use crate::side::egress;
@@ -320,10 +321,7 @@ impl Keeper {
             .map_err(|e| unavailable(&e))?;
         let total = self.store.count(SUBSCRIPTION, Some((name, &value)), now_ms);
         let total = total.map_err(|e| unavailable(&e))?;
-        let has_more = found.len() > query.limit;
-        found.truncate(query.limit);
-        let cursor = found.last().filter(|_| has_more);
-        let cursor = cursor.map(|record| write_cursor(record.rank, &record.id));
+        let cursor = cut(&mut found, query.limit);
         let shown: Vec<Value> = found
             .iter()
             .filter_map(|record| {

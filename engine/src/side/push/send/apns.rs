@@ -13,7 +13,7 @@ use shardwire_proto::push::verdict::{self, Verdict};
 
 use super::Request;
 use super::client::{Clients, Http, Trouble, ask};
-use crate::side::push::now_ms;
+use crate::clock::now_ms;
 use crate::side::push::provider::{Access, ApnsAuth};
 
 /// A token is used for this long: Apple wants it between 20 and 60 minutes old when another comes.

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::Request;
 use super::client::{Clients, Trouble, ask};
-use crate::side::push::now_ms;
+use crate::clock::now_ms;
 use crate::side::push::provider::Access;
 
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";

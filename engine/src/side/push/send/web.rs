@@ -15,8 +15,8 @@ use shardwire_proto::push::verdict::{self, Verdict};
 
 use super::Request;
 use super::client::{Clients, Trouble};
+use crate::clock::now_ms;
 use crate::side::push::crypt::{Receiver, VapidKey, encrypt};
-use crate::side::push::now_ms;
 
 /// A token's life: RFC 8292 allows a day.
 const TOKEN_LIFE_S: u64 = 12 * 3600;
