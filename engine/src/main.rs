@@ -3,7 +3,7 @@
 //! Exit codes: 0 clean stop, 1 failure while running, 2 bad configuration or host.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use shardwire::config::{Config, Env, Host};
 use shardwire::copy::{self, Destination};
 use shardwire::keys::{self, DataDir, DevKeys, FirstStart};
 use shardwire::notify;
-use shardwire::server::{self, Ready};
+use shardwire::server::{self, Ready, reachable};
 use shardwire::takeover;
 use shardwire::tls::Acceptors;
 
@@ -277,16 +277,6 @@ fn setup_text(setup: &str) -> String {
         "Make the first account of the dashboard within a day, with this link:\n\n  {setup}\n\n\
 Or at any time: shardwirectl accounts create you@example.com --operator\n\n"
     )
-}
-
-/// The address as one on this machine can be reached at: of all interfaces, the loopback.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }
 
 #[cfg(test)]

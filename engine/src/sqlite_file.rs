@@ -2,7 +2,15 @@
 //!
 //! Not the messages' file, whose schema has migrations ([`crate::store::sqlite`]).
 
-use rusqlite::Connection;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+/// How long somebody else may be in the way: another thread, a backup, or an operator's shell.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What tells a file from other programs', and what is in a fresh one.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +58,26 @@ impl Form {
         }
         Ok(())
     }
+}
+
+/// Opens a file that holds secrets, and makes it where it is missing: it is for its owner only, and what is committed
+/// survives a power cut. Its folder must be there.
+///
+/// # Errors
+/// It cannot be used: not writable, another program's, or of a later version. The text is for the operator.
+pub(crate) fn open_secret(path: &Path, form: &Form) -> Result<Connection, String> {
+    // SQLite gives its log the mode of the database.
+    let mut options = OpenOptions::new();
+    let options = options.create(true).truncate(false).write(true).mode(0o600);
+    options.open(path).map_err(|error| error.to_string())?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(told)?;
+    db.busy_timeout(BUSY_TIMEOUT).map_err(told)?;
+    for (name, value) in [("journal_mode", "WAL"), ("synchronous", "FULL")] {
+        db.pragma_update(None, name, value).map_err(told)?;
+    }
+    form.apply(&db)?;
+    Ok(db)
 }
 
 /// An error as it is told to the operator.

@@ -18,7 +18,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::net::{
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use socket2::Socket;
 
 use crate::activation::{ADMIN, CLIENT, Inherited};
+use crate::sync::lock;
 
 /// Name of the socket in the data folder.
 const SOCKET_FILE: &str = "takeover.sock";
@@ -74,10 +75,6 @@ impl Offered {
 }
 
 /// Whatever a thread that panicked was at, it has not left the list half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Offers the sockets to a successor, from a thread of its own: when one has taken them, `taken` is called, once.
 ///
 /// # Errors

@@ -145,7 +145,7 @@ impl Core {
         let count = self.epochs.get() + 1;
         self.epochs.set(count);
         let random = (u128::from(self.settings.node) << 16) ^ u128::from(count);
-        ulid::encode(crate::store::now_ms(), random)
+        ulid::encode(crate::clock::now_ms(), random)
     }
 
     pub(super) fn owner(&self, slot: u16) -> Option<Rc<Server>> {
@@ -267,7 +267,7 @@ impl Core {
         self.shared.up.store(up, Relaxed);
         self.shared
             .down_since_ms
-            .store(crate::store::now_ms(), Relaxed);
+            .store(crate::clock::now_ms(), Relaxed);
         if up {
             log::info!("broker: Redis is there");
         } else {

@@ -69,7 +69,7 @@ pub fn start(
 ) -> Result<BrokerHandle, String> {
     let access = Access::new(config)?;
     let shared = Arc::new(Shared::default());
-    shared.down_since_ms.store(crate::store::now_ms(), Relaxed);
+    shared.down_since_ms.store(crate::clock::now_ms(), Relaxed);
     let (requests, queue) = mpsc::channel(SUBMISSIONS_MAX);
     let thread = {
         let (config, shared) = (config.clone(), shared.clone());

@@ -117,7 +117,7 @@ impl Exchange {
 
 /// Adds this node's messages to those of all, and returns what the others have of the apps that are served here.
 async fn count_messages(session: &Session, out: &Out) -> RedisResult<HashMap<Arc<str>, Elsewhere>> {
-    let day = day_of(crate::registry::now_ms());
+    let day = day_of(crate::clock::now_ms());
     let mut taken: Vec<(Arc<str>, AppUse)> = Vec::new();
     {
         let mut uses = lock(&out.shared.uses);

@@ -26,7 +26,7 @@ mod thread;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,6 +45,7 @@ use crate::broker::connect::Access;
 use crate::broker::keys::Keys;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
+use crate::sync::lock;
 
 /// Batches of operations, and calls, that may wait for the thread; a shard keeps what finds no room.
 const JOBS_MAX: usize = 4096;
@@ -312,8 +313,4 @@ fn node_name() -> Arc<str> {
     let [a, b, c, d, e, f, ..] = crate::sys::random();
     let parts = [a, b, c, d, e, f].map(|byte| format!("{byte:02x}"));
     parts.concat().into()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -244,7 +244,7 @@ async fn expire_away(session: &Session, out: &Out) -> RedisResult<()> {
     let due: Vec<String> = redis::cmd("ZRANGEBYSCORE")
         .arg(session.away_key())
         .arg("-inf")
-        .arg(crate::registry::now_ms())
+        .arg(crate::clock::now_ms())
         .arg("LIMIT")
         .arg(0)
         .arg(SWEEP_BATCH)

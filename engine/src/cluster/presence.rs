@@ -161,7 +161,7 @@ async fn write_down(
                 grace_ms,
                 ..
             } => {
-                let until_ms = crate::registry::now_ms() + grace_ms;
+                let until_ms = crate::clock::now_ms() + grace_ms;
                 away.push((until_ms, join(&[&channel.app, &channel.name, client_id])));
                 continue;
             }

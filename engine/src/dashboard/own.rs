@@ -1,6 +1,7 @@
 //! Calls that are about people, and the JSON API's way to all of them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shardwire_proto::account::permissions::Role;
+use shardwire_proto::auth::registry::Registry;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::calls::{Answer, Call};
@@ -555,16 +557,16 @@ async fn audit(
     Ok(done(&page.await?))
 }
 
+/// Apps and credentials as they are at this moment.
+fn snapshot(visit: &Visit<'_>) -> Result<Arc<Registry>, ProtocolError> {
+    let registry = visit.server.settings.registry.as_ref();
+    Ok(registry.ok_or(ErrorCode::Unavailable)?.snapshot())
+}
+
 /// Apps of the teams that somebody is in; of whoever runs the server all.
 async fn apps(visit: &Visit<'_>) -> Result<Answer, ProtocolError> {
     let who = principal(visit)?;
-    let registry = visit
-        .server
-        .settings
-        .registry
-        .as_ref()
-        .ok_or(ErrorCode::Unavailable)?;
-    let snapshot = registry.snapshot();
+    let snapshot = snapshot(visit)?;
     let ids: Vec<String> = snapshot.apps().map(|app| app.id.clone()).collect();
     let teams = visit
         .accounts
@@ -585,13 +587,7 @@ async fn apps(visit: &Visit<'_>) -> Result<Answer, ProtocolError> {
 
 /// The plan that limits an app; an empty object where none does.
 fn plan(visit: &Visit<'_>, app: &str) -> Result<Answer, ProtocolError> {
-    let registry = visit
-        .server
-        .settings
-        .registry
-        .as_ref()
-        .ok_or(ErrorCode::Unavailable)?;
-    let snapshot = registry.snapshot();
+    let snapshot = snapshot(visit)?;
     let app = snapshot.app(app).ok_or(ErrorCode::NotFound)?;
     Ok(match snapshot.plan_of(app) {
         Some(plan) => done(&**plan),

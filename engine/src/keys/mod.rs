@@ -201,7 +201,7 @@ fn prepare(
         std::fs::rename(&from, to)
             .map_err(|error| DataError::new("rename", &from, &error, "check its owner and mode"))?;
     }
-    let now_ms = crate::registry::now_ms();
+    let now_ms = crate::clock::now_ms();
     let mut first_start = None;
     let (mut client, mut server) = (fixed.client.clone(), fixed.server.clone());
     if registry.apps().next().is_none() {

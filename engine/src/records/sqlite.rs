@@ -3,19 +3,13 @@
 //! Files are for their owner only, as records hold secrets. Several connections may be open at once: SQLite has one of
 //! them write at a time.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::{Area, Change, Condition, Record, RecordError, RecordStorage, Records, Scan};
-use crate::sqlite_file::Form;
-
-/// How long somebody else may be in the way: another thread, a backup, or an operator's shell.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::sqlite_file::{Form, open_secret};
 
 const FORM: Form = Form {
     // "SHRC".
@@ -74,24 +68,11 @@ struct SqliteRecords {
 
 impl SqliteRecords {
     fn open(path: &Path) -> Result<Self, RecordError> {
-        let failed = |text: String| RecordError::Failed(format!("{}: {text}", path.display()));
-        // SQLite gives its log the mode of the database.
-        let mut options = OpenOptions::new();
-        let options = options.create(true).truncate(false).write(true).mode(0o600);
-        options.open(path).map_err(|e| failed(e.to_string()))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags).map_err(|e| failed(e.to_string()))?;
-        prepare(&db).map_err(|e| failed(e.to_string()))?;
-        FORM.apply(&db).map_err(failed)?;
+        let db = open_secret(path, &FORM)
+            .map_err(|text| RecordError::Failed(format!("{}: {text}", path.display())))?;
+        db.set_prepared_statement_cache_capacity(64);
         Ok(Self { db })
     }
-}
-
-fn prepare(db: &Connection) -> rusqlite::Result<()> {
-    db.busy_timeout(BUSY_TIMEOUT)?;
-    db.set_prepared_statement_cache_capacity(64);
-    db.pragma_update(None, "journal_mode", "WAL")?;
-    db.pragma_update(None, "synchronous", "FULL")
 }
 
 impl Records for SqliteRecords {

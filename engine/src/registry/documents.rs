@@ -4,20 +4,14 @@
 //! servers share. What is in a document is not its matter. Invariants:
 //! what [`Documents::apply`] has confirmed survives a power cut; the file is for its owner only, as it holds secrets.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, params};
 use shardwire_proto::auth::edit::{DocumentChange, DocumentKind};
 
 use super::now_ms;
 use crate::records::{Area, Change, Condition, Record, RecordError, RecordStorage, Records, Scan};
-use crate::sqlite_file::{Form, told};
-
-/// How long somebody else may be in the way: a backup, or an operator's shell.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::sqlite_file::{Form, open_secret, told};
 
 const FORM: Form = Form {
     // "SHRG".
@@ -178,23 +172,9 @@ impl SqliteDocuments {
     /// # Errors
     /// It cannot be used: not writable, another program's, or of a later version.
     pub fn open(path: &Path) -> Result<Self, String> {
-        // SQLite gives its log the mode of the database.
-        let mut options = OpenOptions::new();
-        let options = options.create(true).truncate(false).write(true).mode(0o600);
-        options.open(path).map_err(|error| error.to_string())?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let db = Connection::open_with_flags(path, flags).map_err(told)?;
-        prepare(&db).map_err(told)?;
-        FORM.apply(&db)?;
+        let db = open_secret(path, &FORM)?;
         Ok(Self { db })
     }
-}
-
-fn prepare(db: &Connection) -> rusqlite::Result<()> {
-    db.busy_timeout(BUSY_TIMEOUT)?;
-    db.pragma_update(None, "journal_mode", "WAL")?;
-    // A key that was shown to somebody, or a right that was taken back, must outlast a power cut.
-    db.pragma_update(None, "synchronous", "FULL")
 }
 
 impl Documents for SqliteDocuments {

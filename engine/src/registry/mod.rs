@@ -19,9 +19,9 @@ mod owner;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use futures_lite::future;
@@ -32,8 +32,10 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::shard::KeyUse;
 
 use self::documents::Documents;
+use crate::clock::now_ms;
 use crate::cluster::{ClusterHandle, Mirrored};
 use crate::shard::inbox::{self, InboxSender};
+use crate::sync::lock;
 
 /// A change that has not been stored by then is reported as not done; it may yet be.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -178,16 +180,4 @@ impl RegistryHandle {
             log::error!("the registry's thread ended badly");
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Wall clock, ms since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }

@@ -63,7 +63,7 @@ pub(super) fn start(
             "host": host.trim(),
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
-            "startedMs": crate::registry::now_ms(),
+            "startedMs": crate::clock::now_ms(),
             "listen": listen,
             "adminListen": admin,
             "shards": config.cores.len(),

@@ -62,17 +62,12 @@ impl<C: Core> ShardRuntime<C> {
     fn handle_batch(&self, from: ShardId, batch: Batch) {
         let now = self.now();
         for msg in batch {
-            let due = {
-                let mut core = self.core.borrow_mut();
+            self.take_in(|core, _| {
                 if matches!(msg, ShardMsg::Ask { .. }) {
                     core.note_cpu(sys::thread_cpu_us());
                 }
                 core.handle_shard_msg(from, msg, now);
-                core.flush_due()
-            };
-            if due {
-                self.end_turn();
-            }
+            });
         }
         self.schedule_turn();
     }

@@ -312,18 +312,24 @@ impl<C: Core> ShardRuntime<C> {
         result
     }
 
+    /// Makes a change that may fill outboxes, and ends the turn where it has; whether it did.
+    fn take_in(&self, change: impl FnOnce(&mut C, Now)) -> bool {
+        let due = {
+            let mut core = self.core.borrow_mut();
+            change(&mut core, self.now());
+            core.flush_due()
+        };
+        if due {
+            self.end_turn();
+        }
+        due
+    }
+
     /// Takes what the store has done or found, until the task is dropped.
     pub async fn hear_store(self: Rc<Self>, inbox: inbox::Inbox<StoreReply>) {
         loop {
             let reply = inbox.recv().await;
-            let due = {
-                let mut core = self.core.borrow_mut();
-                core.handle_store(reply, self.now());
-                core.flush_due()
-            };
-            if due {
-                self.end_turn();
-            }
+            self.take_in(|core, now| core.handle_store(reply, now));
             self.schedule_turn();
         }
     }
@@ -333,13 +339,7 @@ impl<C: Core> ShardRuntime<C> {
     pub async fn hear_broker(self: Rc<Self>, inbox: inbox::Inbox<Vec<BrokerReply>>) {
         loop {
             for reply in inbox.recv().await {
-                let due = {
-                    let mut core = self.core.borrow_mut();
-                    core.handle_broker(reply, self.now());
-                    core.flush_due()
-                };
-                if due {
-                    self.end_turn();
+                if self.take_in(|core, now| core.handle_broker(reply, now)) {
                     glommio::executor().yield_now().await;
                 }
             }
@@ -351,14 +351,7 @@ impl<C: Core> ShardRuntime<C> {
     pub async fn hear_cluster(self: Rc<Self>, inbox: inbox::Inbox<SharedReply>) {
         loop {
             let reply = inbox.recv().await;
-            let due = {
-                let mut core = self.core.borrow_mut();
-                core.handle_shared(reply, self.now());
-                core.flush_due()
-            };
-            if due {
-                self.end_turn();
-            }
+            self.take_in(|core, now| core.handle_shared(reply, now));
             self.schedule_turn();
         }
     }

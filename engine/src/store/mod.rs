@@ -26,7 +26,7 @@ mod suite;
 mod tests;
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shardwire_proto::record::{StoreAnswer, StoreOp, StoreRead};
@@ -34,6 +34,7 @@ use shardwire_proto::record::{StoreAnswer, StoreOp, StoreRead};
 pub use self::handle::{StoreHandle, start};
 pub(crate) use self::stats::SharedHistogram;
 pub use self::stats::StoreStats;
+use crate::clock::now_ms;
 
 /// Entries that a shard's inbox of [`StoreReply`](shardwire_proto::record::StoreReply) should hold: all questions that
 /// may wait at once, and some commits. A full inbox loses nothing: commits are merged, answers wait for a while.
@@ -174,11 +175,3 @@ impl fmt::Display for BackendError {
 }
 
 impl std::error::Error for BackendError {}
-
-/// Wall clock, ms since the Unix epoch.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
-}

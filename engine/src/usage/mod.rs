@@ -12,9 +12,9 @@ mod series;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use futures_lite::future;
@@ -24,11 +24,13 @@ use shardwire_proto::ids::ShardId;
 use shardwire_proto::meter::AppUsage;
 use shardwire_proto::quota::{Totals, day_of};
 
+use crate::clock::now_ms;
 use crate::cluster::ClusterHandle;
 use crate::mongo::Mongo;
 use crate::mongo::usage::MongoSeries;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
+use crate::sync::lock;
 pub(crate) use series::{POINTS_MAX, RowKey, Series, SqliteSeries, Unwritten};
 pub use series::{Point, Step, Used};
 
@@ -490,17 +492,5 @@ impl Keeper {
 fn sum(gauges: &BTreeMap<u16, (u32, u32)>) -> (u64, u64) {
     gauges.values().fold((0, 0), |(a, b), (c, d)| {
         (a + u64::from(*c), b + u64::from(*d))
-    })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Wall clock, ms since the Unix epoch.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     })
 }

@@ -72,7 +72,6 @@ pub enum What {
         /// JSON text of an object: what failed, and why.
         data: String,
         client_id: Option<Arc<str>>,
-        channel: Option<Arc<str>>,
     },
 }
 
@@ -222,17 +221,9 @@ impl Note {
                 fields.text("quota", quota).json("percent", percent);
                 fields.json("used", used).json("limit", limit);
             }
-            What::PushFailed {
-                data,
-                client_id,
-                channel,
-            } => {
+            What::PushFailed { data, client_id } => {
                 note.kind = Kind::PushFailed;
-                note.channel = channel.as_ref().map(ToString::to_string);
                 note.subject = client_id.as_ref().map(ToString::to_string);
-                if let Some(channel) = channel {
-                    fields.text("channel", channel);
-                }
                 if let Some(client_id) = client_id {
                     fields.text("clientId", client_id);
                 }

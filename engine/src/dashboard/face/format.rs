@@ -86,7 +86,7 @@ pub(crate) fn date_time(time_ms: u64) -> String {
 
 /// `2026-11-24`.
 pub(crate) fn date(time_ms: u64) -> String {
-    let (year, month, day) = civil(time_ms / MS_OF_DAY);
+    let (year, month, day) = crate::clock::civil(time_ms / MS_OF_DAY);
     format!("{year:04}-{month:02}-{day:02}")
 }
 
@@ -95,24 +95,6 @@ pub(crate) fn time_of_day(time_ms: u64) -> String {
     let seconds = time_ms % MS_OF_DAY / 1000;
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
-}
-
-/// Year, month and day of a number of days since 1970-01-01: Howard Hinnant's `civil_from_days`.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
 }
 
 #[cfg(test)]

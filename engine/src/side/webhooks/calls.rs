@@ -11,9 +11,9 @@ use super::deliver::{Entry, Place};
 use super::guard::check_url;
 use super::keeper::{Keeper, Reply};
 use super::outbox::{self, CHUNK, CURSOR, Chunk, DEAD, Dead, ENDPOINT, LOG, OF, PAGE};
+use crate::clock::now_ms;
 use crate::keys;
 use crate::records::{Change, Condition, RecordError, Scan};
-use crate::registry::now_ms;
 
 /// Chunks that one answer with events is made of, at most.
 const ANSWER_CHUNKS: usize = 64;

@@ -186,7 +186,7 @@ fn run(agent: &ureq::Agent, queue: &Receiver<Shipment>, reports: &Sender<Report>
 }
 
 fn attempt(agent: &ureq::Agent, shipment: Shipment) -> Report {
-    let at = crate::registry::now_ms();
+    let at = crate::clock::now_ms();
     let started = Instant::now();
     let mut entry = Entry {
         id: shipment.id.clone(),

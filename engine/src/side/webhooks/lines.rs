@@ -62,7 +62,7 @@ impl Line {
         if let Some(sender) = &mut self.sender {
             sender.set_batch(endpoint.batch);
             if is_elsewhere || is_back {
-                sender.hurry(crate::registry::now_ms());
+                sender.hurry(crate::clock::now_ms());
             }
             // Other lanes are begun when nothing is under way; what was under way is sent again.
             if lanes_change && sender.in_flight() == 0 {

@@ -26,7 +26,7 @@ mod outbox;
 mod ownership;
 mod peers;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,7 @@ use crate::records::RecordStorage;
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::{self, InboxSender};
 use crate::store::StoreHandle;
+use crate::sync::lock;
 
 /// Batches of events and calls that may wait; of more, events stay with whoever raised them, and calls are refused.
 const JOBS_MAX: usize = 256;
@@ -230,8 +231,4 @@ impl WebhookHandle {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
