@@ -54,6 +54,9 @@ class Proxy:
     def close(self):
         self.order(self.do_end)
         self.thread.join(5)
+        # Not by the thread: it may end before `order` has woken it.
+        for one in (self.listener, self.wake_in, self.wake_out, self.selector):
+            one.close()
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
@@ -100,8 +103,6 @@ class Proxy:
                     link.move()
             else:
                 time.sleep(0.01)
-        for one in (self.listener, self.wake_in, self.wake_out, self.selector):
-            one.close()
 
     def accept(self):
         try:
