@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import time
 import urllib.request
 
@@ -146,6 +147,27 @@ def test_retention_by_number_holds(new_redis, new_nodes, open_client, channel):
     assert [a.expect(action="ack")["sequence"] for _ in range(300)] == list(range(1, 301))
     page = api(nodes[0], "GET", path_of(channel) + "?limit=100")
     assert [m["data"] for m in page["messages"]] == list(range(299, 289, -1)) and not page["hasMore"]
+
+
+def test_messages_that_are_too_old_leave_redis(new_redis):
+    # The script alone: the shortest retention of a namespace is two minutes.
+    source = pathlib.Path(__file__).parents[1] / "engine/src/broker/scripts/publish.lua"
+    keys = [f"{{c}}{kind}" for kind in ("meta", "stream", "even", "odd", "topic", "owed")]
+    with new_redis().client() as client:
+        publish = client.register_script(source.read_text())
+
+        def publish_all(count, age_ms):
+            for _ in range(count):
+                publish(keys, ["", 120_000, 1000, age_ms, "EPOCH", "text", 0, "", ""])
+
+        publish_all(100, 60_000)
+        assert client.xlen("{c}stream") == 100
+        (last, _), = client.xrevrange("{c}stream", count=1)
+        wait_until(lambda: client.time()[0] * 1000 > int(last.split("-")[1]) + 1000, what="the messages to be old")
+        # They are looked for at every 64th message; the newest that is gone stays, so that it can be told.
+        publish_all(28, 500)
+        entries = [int(place.split("-")[0]) for place, _ in client.xrange("{c}stream")]
+        assert entries == list(range(100, 129))
 
 
 def test_ephemeral_messages_reach_other_nodes_and_are_not_kept(pair, open_client, channel):

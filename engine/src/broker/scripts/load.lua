@@ -15,7 +15,7 @@ if ARGV[5] ~= '' then
   if ARGV[4] == epoch and known > last then
     -- A node has seen what is not here: a replica took over that did not have it. Its numbers are not given again.
     epoch, from, last = ARGV[5], known, known
-    redis.call('HSET', KEYS[1], 'e', epoch, 's', string.format('%.0f', last), 'f', string.format('%.0f', from))
+    redis.call('HSET', KEYS[1], 'e', epoch, 's', string.format('%d', last), 'f', string.format('%d', from))
     redis.call('PERSIST', KEYS[1])
   elseif ARGV[4] == epoch then
     after = known

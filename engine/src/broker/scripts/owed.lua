@@ -5,7 +5,7 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local answer = {redis.call('HGET', KEYS[1], 'e') or ''}
-local owed = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - ARGV[1]), 'LIMIT', 0, ARGV[2])
+local owed = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%d', now - ARGV[1]), 'LIMIT', 0, ARGV[2])
 for i = 1, #owed do
   local found = redis.call('XRANGE', KEYS[2], owed[i], owed[i])[1]
   if found then

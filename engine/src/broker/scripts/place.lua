@@ -2,7 +2,7 @@
 -- KEYS: meta, stream
 -- The first message at or behind a sequence: its sequence, timestamp and text; nil where there is none.
 local function at(sequence)
-  local found = redis.call('XRANGE', KEYS[2], string.format('%.0f', sequence), '+', 'COUNT', 1)[1]
+  local found = redis.call('XRANGE', KEYS[2], string.format('%d', sequence), '+', 'COUNT', 1)[1]
   if not found then return nil end
   local place, ms = string.match(found[1], '^(%d+)-(%d+)$')
   return tonumber(place), tonumber(ms)
@@ -45,9 +45,9 @@ local function each(low, high, forward, take)
   while low <= high do
     local part
     if forward then
-      part = redis.call('XRANGE', KEYS[2], string.format('%.0f', low), string.format('%.0f', high), 'COUNT', 64)
+      part = redis.call('XRANGE', KEYS[2], string.format('%d', low), string.format('%d', high), 'COUNT', 64)
     else
-      part = redis.call('XREVRANGE', KEYS[2], string.format('%.0f', high), string.format('%.0f', low), 'COUNT', 64)
+      part = redis.call('XREVRANGE', KEYS[2], string.format('%d', high), string.format('%d', low), 'COUNT', 64)
     end
     if #part == 0 then return end
     for i = 1, #part do
