@@ -1,12 +1,16 @@
 """Several nodes on one Redis: messages, members, calls and what fails between them."""
 
+import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import jwt
 import pytest
 
 from harness.admin import admin
 from harness.client import Client
 from harness.cluster import Traffic
+from harness.mongo import MongoServer
 from harness.rawws import Refused
 from harness.redis import redis_url
 from harness.rest import api, call
@@ -18,6 +22,8 @@ pytestmark = pytest.mark.timeout(120)
 
 CHANNELS = [f"cl:{n}" for n in range(200)]
 LEASE_MS, GRACE_MS = 2000, 2000
+# In which a change of apps and keys counts on every node, s.
+TOLD_S = 2
 BROKER = f"node_lease_ms = {LEASE_MS}\npublish_timeout_ms = 1000\n"
 CONFIG = f"[websocket]\nself_asserted_ids = true\n[limits]\npresence_grace_ms = {GRACE_MS}\n"
 
@@ -328,6 +334,74 @@ def test_keys_and_revocations_reach_every_node(redis, cluster, join):
     admin(nodes[0], "DELETE", f"/apps/dev/keys/{id}")
     wait_until(lambda: call(nodes[1], "GET", "/api/channels", key=key).status == 401, 5, "the key to be gone", 0.02)
     client.expect_close(4003)
+
+
+@pytest.fixture(params=["own-stores", "one-store"])
+def keeping(request, new_redis, new_nodes):
+    """Two nodes, each with a store of its own or both with one MongoDB."""
+    config = f"{CONFIG}failed_auth_per_address_rate = false\n"
+    with contextlib.ExitStack() as stack:
+        if request.param == "one-store":
+            mongo = stack.enter_context(MongoServer(is_durable=False))
+            config += f'[store.mongo]\nurl = "{mongo.url}"\n'
+        nodes = new_nodes(new_redis(), 2, config=config, broker=BROKER)
+        for node in nodes:
+            wait_until(lambda n=node: len(others(n)) == 1, 10, "the nodes to know of each other", 0.05)
+        yield nodes
+
+
+def counts_everywhere(nodes, credential, does=True):
+    """Waits until every node takes a key or token, or none does."""
+
+    def agreed():
+        answers = [call(node, "GET", "/api/channels/x/messages?limit=1", key=credential) for node in nodes]
+        return all(answer.status in ((200,) if does else (401, 403)) for answer in answers)
+
+    wait_until(agreed, TOLD_S, "a credential to count on every node" if does else "it to count on none", 0.02)
+
+
+def signed(made):
+    claims = {"sub": "ann", "exp": int(time.time()) + 600, "cap": {"*": ["*"]}}
+    return jwt.encode(claims, made["secret"], "HS256", headers={"kid": made["kid"]})
+
+
+def test_what_one_node_changes_of_apps_and_keys_counts_on_the_other(keeping):
+    for turn in range(6):
+        here, there = keeping[turn % 2], keeping[1 - turn % 2]
+        app = f"shop{turn}"
+        admin(here, "POST", "/apps", {"id": app})
+        # On the node that was told of the app a moment later.
+        wait_until(lambda: app in [a["id"] for a in admin(there, "GET", "/apps")["apps"]], TOLD_S, "the app", 0.02)
+        key = admin(there, "POST", f"/apps/{app}/keys", {"kind": "server"})
+        counts_everywhere(keeping, key["key"])
+        signing = admin(here, "POST", f"/apps/{app}/signing-keys", {"algorithm": "HS256"})
+        token = signed(signing)
+        counts_everywhere(keeping, token)
+        rotated = admin(here, "POST", f"/apps/{app}/keys/{key['id']}/rotate", {"overlapSeconds": 0})
+        counts_everywhere(keeping, rotated["key"])
+        counts_everywhere(keeping, key["key"], False)
+        admin(there, "PATCH", f"/apps/{app}/signing-keys/{signing['kid']}", {"disabled": True})
+        counts_everywhere(keeping, token, False)
+        admin(here, "PATCH", f"/apps/{app}/signing-keys/{signing['kid']}", {"disabled": False})
+        counts_everywhere(keeping, token)
+        admin(there, "DELETE", f"/apps/{app}/signing-keys/{signing['kid']}")
+        counts_everywhere(keeping, token, False)
+        admin(here, "DELETE", f"/apps/{app}")
+        counts_everywhere(keeping, rotated["key"], False)
+
+
+def test_changes_on_both_nodes_at_once_all_count(keeping):
+    def make(number):
+        return admin(keeping[number % 2], "POST", "/apps/dev/keys", {"kind": "server"})["key"]
+
+    with ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(make, range(24)))
+    for key in keys:
+        counts_everywhere(keeping, key)
+    # And they stay: nobody takes over an older state.
+    time.sleep(2)
+    for key in keys:
+        counts_everywhere(keeping, key)
 
 
 def test_a_node_that_was_away_catches_up_with_keys(new_redis, cluster):

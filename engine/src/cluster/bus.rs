@@ -52,6 +52,8 @@ enum Message {
         number: u64,
         answer: Value,
     },
+    /// Apps and credentials have been changed in the store that all nodes share.
+    Stored { from: String },
     /// A member is the receiver's again.
     Returned {
         app: String,
@@ -181,6 +183,11 @@ impl Bus {
                     self.finish(number);
                 }
             }
+            Message::Stored { from } => {
+                if *from != *out.shared.name {
+                    out.registry.look();
+                }
+            }
             Message::Returned {
                 app,
                 channel,
@@ -250,6 +257,15 @@ impl Bus {
         };
         if let Err(error) = publish(session, &topic_of(session, &to), &message).await {
             log::debug!("cluster: an answer could not be sent: {error}");
+        }
+    }
+
+    /// Has the other nodes look at the store that all share.
+    pub(super) async fn tell_stored(session: &Session, out: &Out) {
+        let from = out.shared.name.to_string();
+        let message = Message::Stored { from };
+        if let Err(error) = publish(session, &topic_of_all(session), &message).await {
+            log::debug!("cluster: a change could not be told: {error}");
         }
     }
 

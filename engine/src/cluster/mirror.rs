@@ -2,7 +2,8 @@
 //!
 //! Redis's version is the truth. A change is made there first, if it was based on the latest, then in the node's own
 //! storage; the other nodes see with their next beat that there is another version, and take over what differs. Not here:
-//! what a change means, and what a node does with another's documents (`registry`).
+//! what a change means, and what a node does with another's documents (`registry`); and nodes that share a store, which is
+//! the truth then and holds all that there is.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -113,6 +114,9 @@ pub(super) fn refuse(commit: Commit) {
 
 /// Looks whether there is another version than the one that was last handed over, and hands it over.
 pub(super) async fn look(session: &Session, out: &Out, known: &mut Option<u64>) -> RedisResult<()> {
+    if out.registry.is_shared() {
+        return Ok(());
+    }
     let version = known.map_or_else(|| "none".to_owned(), |version| version.to_string());
     let (latest, fields): Answer = session.registry("read", &[&version]).await?;
     if *known != Some(latest) && out.registry.mirror(read(latest, fields)) {

@@ -159,6 +159,8 @@ enum Job {
         answer: Value,
     },
     Commit(mirror::Commit),
+    /// The other nodes are to look at the store that all share.
+    TellStored,
     /// Give up what this node holds, then end.
     Stop,
 }
@@ -204,7 +206,7 @@ impl ClusterHandle {
             .try_send(Job::Ops { shard, ops })
             .map_err(|refused| match refused.into_inner() {
                 Job::Ops { ops, .. } => ops,
-                Job::Call { .. } | Job::Answer { .. } | Job::Commit(_) | Job::Stop => Vec::new(),
+                _ => Vec::new(),
             })
     }
 
@@ -239,6 +241,12 @@ impl ClusterHandle {
     /// Answers a call of another node; lost where there is no room, as any call may be.
     pub fn answer(&self, to: (Arc<str>, u64), answer: Value) {
         _ = self.jobs.try_send(Job::Answer { to, answer });
+    }
+
+    /// Tells the other nodes that there is something else in the store of apps and credentials that all share. Lost where
+    /// Redis is away or there is no room: they look by themselves too.
+    pub fn tell_stored(&self) {
+        _ = self.jobs.try_send(Job::TellStored);
     }
 
     /// Takes note of how many connections and channels a shard has.

@@ -191,7 +191,7 @@ impl Thread {
                     presence::refuse(&self.out, ops).await;
                 }
                 Some(Job::Call { reply, .. }) => _ = reply.try_send(Vec::new()),
-                Some(Job::Answer { .. }) => {}
+                Some(Job::Answer { .. } | Job::TellStored) => {}
                 Some(Job::Commit(commit)) => mirror::refuse(commit),
                 Some(Job::Stop) | None => return End::Stop,
             }
@@ -264,6 +264,7 @@ impl Thread {
                 Job::Call { call, reply } => bus.call(session, &self.out, call, reply).await,
                 Job::Answer { to, answer } => Bus::answer(session, &self.out, to, answer).await,
                 Job::Commit(commit) => mirror::commit(session, commit).await,
+                Job::TellStored => Bus::tell_stored(session, &self.out).await,
                 Job::Stop => ends = true,
             }
         }

@@ -49,6 +49,11 @@ pub trait Documents: Send + 'static {
     fn is_changed(&mut self) -> bool {
         false
     }
+
+    /// Whether other servers have the same documents: what one has changed, the others need only look at.
+    fn is_shared(&self) -> bool {
+        false
+    }
 }
 
 impl Documents for Box<dyn Documents> {
@@ -62,6 +67,10 @@ impl Documents for Box<dyn Documents> {
 
     fn is_changed(&mut self) -> bool {
         (**self).is_changed()
+    }
+
+    fn is_shared(&self) -> bool {
+        (**self).is_shared()
     }
 }
 
@@ -157,6 +166,10 @@ impl Documents for RecordDocuments {
     fn is_changed(&mut self) -> bool {
         let state = self.state;
         self.state().is_ok_and(|found| found != state)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
     }
 }
 

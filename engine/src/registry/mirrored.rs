@@ -1,6 +1,7 @@
-//! The registry as one of several nodes has it: changes are made for all of them, and those of others are taken over.
+//! The registry as one of several nodes has it, each with a store of its own: changes are made for all of them, and those
+//! of others are taken over.
 //!
-//! When keys were last used is each node's own matter.
+//! When keys were last used is each node's own matter. Not for nodes that share a store.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

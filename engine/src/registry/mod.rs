@@ -62,6 +62,8 @@ struct Shared {
     snapshot: Mutex<Arc<Registry>>,
     last_used: Mutex<LastUsed>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The documents are those of all servers.
+    is_shared: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,8 @@ enum Job {
     },
     /// What all nodes have.
     Mirrored(Mirrored),
+    /// Another server has changed what is stored for all of them.
+    Look,
     /// A key set has been fetched.
     Fetched {
         app: String,
@@ -100,7 +104,10 @@ pub fn start(
     allow_http: bool,
 ) -> RegistryHandle {
     let (jobs, queue) = crossbeam_channel::bounded(JOBS_MAX);
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared {
+        is_shared: documents.is_shared(),
+        ..Shared::default()
+    });
     let fetcher = jwks::start(jobs.clone(), allow_http);
     let owner = owner::Owner::new(documents, registry, shards, fetcher, shared.clone());
     let thread = std::thread::Builder::new().name("registry".to_owned());
@@ -144,11 +151,23 @@ impl RegistryHandle {
         }
     }
 
-    /// Makes this one of several nodes: changes are for all of them. `marker` is a file that says which ones.
+    /// Makes this one of several nodes: changes are for all of them. `marker` is a file that says which ones; not used
+    /// where they share the store.
     pub fn join(&self, cluster: ClusterHandle, marker: PathBuf) {
         if self.jobs.send(Job::Join { cluster, marker }).is_err() {
             log::error!("the registry is gone");
         }
+    }
+
+    /// Whether all nodes have one store, so that they only need to look there.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared.is_shared
+    }
+
+    /// Looks whether another node has changed what is stored; without room, within a second.
+    pub fn look(&self) {
+        _ = self.jobs.try_send(Job::Look);
     }
 
     /// Takes over what all nodes have. False when there is no room: to be tried again.

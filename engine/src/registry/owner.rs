@@ -15,7 +15,7 @@ use super::documents::{Document, Documents};
 use super::jwks::{self, Fetcher};
 use super::mirrored::{Committed, Mirror};
 use super::{Job, LastUsed, Shared, lock, now_ms};
-use crate::cluster::Mirrored;
+use crate::cluster::{ClusterHandle, Mirrored};
 use crate::shard::inbox::InboxSender;
 
 /// How often what is over is removed, and key uses are written.
@@ -34,8 +34,10 @@ pub(super) struct Owner<D> {
     /// Uses that are not written yet.
     unwritten: LastUsed,
     upkeep_due: Instant,
-    /// Where this is one of several nodes.
+    /// Where this is one of several nodes with stores of their own.
     mirror: Option<Mirror>,
+    /// Where it is one of several with one store.
+    cluster: Option<ClusterHandle>,
     /// What came before that was known.
     early: Option<Mirrored>,
     look_due: Instant,
@@ -70,6 +72,7 @@ impl<D: Documents> Owner<D> {
             unwritten: LastUsed::default(),
             upkeep_due: Instant::now() + UPKEEP,
             mirror: None,
+            cluster: None,
             early: None,
             look_due: Instant::now() + LOOK,
         }
@@ -92,6 +95,9 @@ impl<D: Documents> Owner<D> {
                 }
                 Ok(Job::Used(uses)) => self.note_uses(uses),
                 Ok(Job::Reload) => self.reload(),
+                Ok(Job::Join { cluster, .. }) if self.documents.is_shared() => {
+                    self.cluster = Some(cluster);
+                }
                 Ok(Job::Join { cluster, marker }) => {
                     self.mirror = Some(Mirror::new(cluster, marker));
                     if let Some(early) = self.early.take() {
@@ -100,6 +106,7 @@ impl<D: Documents> Owner<D> {
                 }
                 Ok(Job::Mirrored(all)) if self.mirror.is_none() => self.early = Some(all),
                 Ok(Job::Mirrored(all)) => self.take_over(all),
+                Ok(Job::Look) => _ = self.look(),
                 Ok(Job::Fetched { app, url, keys }) => {
                     let current = self.registry.app(&app);
                     if current.is_some_and(|app| app.settings.jwks_url.as_ref() == Some(&url)) {
@@ -132,42 +139,47 @@ impl<D: Documents> Owner<D> {
     }
 
     fn change(&mut self, change: Change) -> Result<Changed, ProtocolError> {
-        let mut tries = Mirror::TRIES;
-        let mut edited = loop {
+        // Somebody else may be quicker: then it is decided anew, of the state that is there.
+        for _ in 0..Mirror::TRIES {
             let edited =
                 self.registry
                     .changed(change.clone(), &mut crate::keys::random, now_ms())?;
+            if edited.documents.is_empty() {
+                return Ok(edited.changed);
+            }
             match self.mirror.as_mut().map(|m| m.commit(&edited.documents)) {
-                None | Some(Committed::Done) => break edited,
-                Some(Committed::Stale(latest)) if tries > 0 => {
-                    tries -= 1;
+                None | Some(Committed::Done) => {}
+                Some(Committed::Stale(latest)) => {
                     self.take_over(latest);
+                    continue;
                 }
-                Some(Committed::Stale(_) | Committed::Away) => {
-                    let text = "the other nodes cannot be told: Redis does not answer";
+                Some(Committed::Away) => return Err(unreachable_nodes()),
+            }
+            match self.documents.apply(&edited.documents) {
+                Ok(()) => {
+                    self.forget_uses(&edited.documents);
+                    self.install(edited.registry);
+                    self.read_key_sets(false);
+                    self.tell_others();
+                    return Ok(edited.changed);
+                }
+                Err(_) if self.look() => {}
+                Err(error) => {
+                    log::error!(error; "apps and credentials cannot be stored");
+                    let text = format!("cannot be stored: {error}");
                     return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));
                 }
             }
-        };
-        if !edited.documents.is_empty() {
-            let mut stored = self.documents.apply(&edited.documents);
-            if stored.is_err() && self.look() {
-                // Of the state that it has to be a change of.
-                edited = self
-                    .registry
-                    .changed(change, &mut crate::keys::random, now_ms())?;
-                stored = self.documents.apply(&edited.documents);
-            }
-            stored.map_err(|error| {
-                log::error!(error; "apps and credentials cannot be stored");
-                let text = format!("cannot be stored: {error}");
-                ProtocolError::with_text(ErrorCode::Unavailable, text)
-            })?;
-            self.forget_uses(&edited.documents);
-            self.install(edited.registry);
-            self.read_key_sets(false);
         }
-        Ok(edited.changed)
+        let text = "others change apps and credentials all the time: try again";
+        Err(ProtocolError::with_text(ErrorCode::Unavailable, text))
+    }
+
+    /// Has the other nodes look at the store at once; without that they do within a second.
+    fn tell_others(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.tell_stored();
+        }
     }
 
     fn install(&mut self, registry: Registry) {
@@ -321,6 +333,11 @@ impl<D: Documents> Owner<D> {
             }
         }
     }
+}
+
+fn unreachable_nodes() -> ProtocolError {
+    let text = "the other nodes cannot be told: Redis does not answer";
+    ProtocolError::with_text(ErrorCode::Unavailable, text)
 }
 
 fn read_uses(documents: &[Document]) -> LastUsed {
