@@ -261,7 +261,7 @@ def test_an_address_is_changed_by_a_link_and_the_session_stays(new_server):
     assert me["email"] == "ann@new.example" and me["verified"] and me["pendingEmail"] is None
     Person(server).sign_in("ann@example.com", status=401)
     Person(server).sign_in("ann@new.example")
-    entries = {e["call"]: e for e in ctl_json(server, "audit")["entries"]}
+    entries = {e["call"]: e for e in reversed(ctl_json(server, "audit")["entries"])}
     assert entries["address change asked for"]["detail"] == "email: ann@new.example"
     assert entries["address changed"]["status"] == 200 and entries["POST /me/email"]["actor"] == "ann@example.com"
 
