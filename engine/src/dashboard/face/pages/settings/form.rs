@@ -143,6 +143,9 @@ fn clients(shell: &Shell, view: &Settings, values: &Values) -> Markup {
 
 fn limits(view: &Settings, shell: &Shell, values: &Values) -> Markup {
     let plan = values.of("plan");
+    let mut wrong = values.sent.errors.keys();
+    let is_open = values.settings["limits"]["rates"].is_object()
+        || wrong.any(|name| name.starts_with("limits.rates."));
     html! {
         @if shell.is_operator() {
             @let mut options = vec![("", "None: nothing is limited in all")];
@@ -157,7 +160,7 @@ fn limits(view: &Settings, shell: &Shell, values: &Values) -> Markup {
             (values.number("limits.publishBytesMax", "Bytes of a message", "Of its data; not above the server’s."))
         }
         (rate(values, "limits.publishRate", "Publishes of a connection", false))
-        details class="quiet" open[values.sent.is_some()] {
+        details class="quiet" open[is_open] {
             summary { "Rates of what clients do" }
             div class="rates" {
                 @for class in Class::ALL {
@@ -200,10 +203,10 @@ fn rate(values: &Values, name: &str, title: &str, has_off: bool) -> Markup {
     html! {
         fieldset class="part" {
             legend class="legend" { (title) }
-            div class="columns tight" {
-                (values.number(&part("per_window"), "So many", ""))
-                (values.number(&part("window_ms"), "in milliseconds", ""))
-                (values.number(&part("burst"), "at once", ""))
+            div class="triple" {
+                (values.number(&part("per_window"), "Number", ""))
+                (values.number(&part("window_ms"), "Window, ms", ""))
+                (values.number(&part("burst"), "At once", ""))
             }
             @if has_off { (values.tick(&part("off"), "No limit", values.of(name) == "false")) }
         }
@@ -242,7 +245,7 @@ fn namespace(values: &Values, n: usize, is_another: bool) -> Markup {
     };
     html! {
         fieldset class="part" {
-            legend class="legend" { (legend) }
+            legend class=(if is_another { "sr" } else { "legend" }) { (legend) }
             input type="hidden" name=(name("was")) value=(pattern);
             div class="columns wide-first" {
                 (values.text(&name("pattern"), "Pattern", ""))
