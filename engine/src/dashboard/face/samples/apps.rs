@@ -36,7 +36,6 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
     let list = apps::Apps {
         apps: summaries(texts),
         teams: owner.teams.clone(),
-        ..apps::Apps::default()
     };
     // Ids stay as they are here: they are compared.
     let taken = refused(

@@ -37,7 +37,6 @@ fn outside_pages(texts: Texts) -> Vec<Sample> {
     );
     let setup = auth::Setup {
         token: texts("tok"),
-        ..auth::Setup::default()
     };
     let join = auth::Join {
         token: texts("tok"),
@@ -178,7 +177,6 @@ fn team_pages(texts: Texts) -> Vec<Sample> {
         }],
         own_id: texts("ada"),
         link: Some(texts("http://localhost:9002/dashboard/join?token=abc")),
-        ..teams::TeamView::default()
     };
     let as_viewer = teams::TeamView {
         team: teams::Team {
@@ -196,7 +194,6 @@ fn team_pages(texts: Texts) -> Vec<Sample> {
     };
     let list = teams::Teams {
         teams: vec![team, side],
-        ..teams::Teams::default()
     };
     let log = audit::Audit {
         entries: entries(texts),
