@@ -237,10 +237,78 @@ def test_a_reset_sets_the_password_once_and_ends_all_sessions(new_server):
     assert again.call("GET", "/me")["email"] == "ann@example.com"
 
 
+def test_an_address_is_changed_by_a_link_and_the_session_stays(new_server):
+    server = new_server()
+    ann = operator(server)
+    admin(server, "POST", "/accounts", {"email": "bob@example.com", "password": PASSWORD})
+    change = {"email": "Ann@new.example", "password": PASSWORD}
+    ann.call("POST", "/me/email", change | {"password": "wrong"}, 401)
+    assert "`email`" in ann.call("POST", "/me/email", change | {"email": "no address"}, 400)["error"]
+    assert "already" in ann.call("POST", "/me/email", change | {"email": "ann@example.com"}, 400)["error"]
+    # The address of another account: the same answer, and a letter that has no link.
+    assert ann.call("POST", "/me/email", change | {"email": "bob@example.com"}) == ann.call("POST", "/me/email", change)
+    assert ann.call("GET", "/me")["pendingEmail"] == "ann@new.example"
+    link = letter(server, "ann@new.example", "Is this your new address")
+    assert link.startswith("http://127.0.0.1:%d/dashboard/email/confirm?" % server.admin[1])
+    letter(server, "ann@example.com", "Another address for your account")
+    anyone = Person(server)
+    assert anyone.request("GET", "/dashboard/email/confirm?token=" + link_token(link)).status == 200
+    assert ann.call("GET", "/me")["email"] == "ann@example.com", "looking at the page changes nothing"
+    anyone.call("POST", "/email/undo", {"token": link_token(link)}, 404)
+    anyone.call("POST", "/email/confirm", {"token": link_token(link)})
+    anyone.call("POST", "/email/confirm", {"token": link_token(link)}, 404)
+    me = ann.call("GET", "/me")
+    assert me["email"] == "ann@new.example" and me["verified"] and me["pendingEmail"] is None
+    Person(server).sign_in("ann@example.com", status=401)
+    Person(server).sign_in("ann@new.example")
+    entries = {e["call"]: e for e in reversed(ctl_json(server, "audit")["entries"])}
+    assert entries["address change asked for"]["detail"] == "email: ann@new.example"
+    assert entries["address changed"]["status"] == 200 and entries["POST /me/email"]["actor"] == "ann@example.com"
+
+
+def test_the_way_back_gives_an_account_back_to_its_owner(new_server):
+    server = new_server()
+    ann = operator(server)
+    eve = Person(server)
+    eve.sign_in("ann@example.com")
+    eve.call("POST", "/me/email", {"email": "eve@example.com", "password": PASSWORD})
+    eve.call("POST", "/email/confirm", {"token": link_token(letter(server, "eve@example.com", "Is this your new address"))})
+    eve.sign_in("eve@example.com")
+    back = letter(server, "ann@example.com", "The address of your account was changed")
+    page = Person(server).request("GET", "/dashboard/email/undo?token=" + link_token(back))
+    assert page.status == 200 and "ann@example.com" in page.body
+    reset = ann.call("POST", "/email/undo", {"token": link_token(back)})["link"]
+    for person in (ann, eve):
+        person.call("GET", "/me", status=401)
+    for email in ("ann@example.com", "eve@example.com"):
+        Person(server).sign_in(email, status=401)
+    ann.call("POST", "/email/undo", {"token": link_token(back)}, 404)
+    ann.call("POST", "/reset", {"token": link_token(reset), "password": "other lamp eight trees"})
+    ann.sign_in("ann@example.com", "other lamp eight trees")
+    assert ann.call("GET", "/me")["email"] == "ann@example.com"
+
+
+def test_a_change_of_address_ends_with_the_password_and_is_asked_for_a_few_times(new_server):
+    server = new_server()
+    ann = operator(server)
+    ann.call("POST", "/me/email", {"email": "a@example.com", "password": PASSWORD})
+    link = letter(server, "a@example.com", "Is this your new address")
+    other = "other lamp eight trees"
+    ann.call("POST", "/me/password", {"current": PASSWORD, "password": other})
+    Person(server).call("POST", "/email/confirm", {"token": link_token(link)}, 404)
+    statuses = [ann.request("POST", "/dashboard/api/me/email", {"email": f"{n}@example.com", "password": other},
+                            [("X-CSRF-Token", ann.form_token)]).status for n in range(6)]
+    assert statuses[0] == 200 and statuses[-1] == 429
+    ann.call("DELETE", "/me/email")
+    assert ann.call("GET", "/me")["pendingEmail"] is None
+
+
 def test_a_second_factor_is_asked_for_and_each_code_is_good_once(new_server):
     server = new_server()
     ann = operator(server)
-    enrolment = ann.call("POST", "/me/totp")
+    ann.call("POST", "/me/totp", {}, 400)
+    ann.call("POST", "/me/totp", {"password": "wrong"}, 401)
+    enrolment = ann.call("POST", "/me/totp", {"password": PASSWORD})
     assert enrolment["url"].startswith("otpauth://totp/Shardwire:ann%40example.com?secret=" + enrolment["secret"])
     wrong = "%06d" % ((int(totp(enrolment["secret"])) + 1) % 10**6)
     ann.call("POST", "/me/totp/confirm", {"code": wrong}, 400)
@@ -263,6 +331,13 @@ def test_a_second_factor_is_asked_for_and_each_code_is_good_once(new_server):
     fourth = Person(server)
     challenge = fourth.sign_in("ann@example.com")["challenge"]
     assert fourth.request("GET", "/dashboard/api/me", headers=[("Authorization", f"Bearer {challenge}")]).status == 401
+    # An address is changed with a code too.
+    change = {"email": "other@example.com", "password": PASSWORD}
+    assert "`code`" in third.call("POST", "/me/email", change, 400)["error"]
+    third.call("POST", "/me/email", change | {"code": code}, 401)
+    third.call("POST", "/me/email", change | {"code": codes[1]})
+    third.call("POST", "/me/recovery-codes", {"password": "wrong"}, 401)
+    assert len(third.call("POST", "/me/recovery-codes", {"password": PASSWORD})["recoveryCodes"]) == 10
     third.call("POST", "/me/totp/remove", {"password": "wrong"}, 401)
     third.call("POST", "/me/totp/remove", {"password": PASSWORD})
     assert "accessToken" in Person(server).sign_in("ann@example.com")
@@ -463,7 +538,7 @@ def test_the_operator_looks_after_accounts_on_the_command_line(new_server):
 def test_secrets_are_neither_in_the_log_nor_in_the_data_folder(new_server):
     server = new_server()
     ann = operator(server)
-    secret = ann.call("POST", "/me/totp")["secret"]
+    secret = ann.call("POST", "/me/totp", {"password": PASSWORD})["secret"]
     refresh = ann.cookies["shardwire_refresh"].split(".")[1]
     server.stop()
     kept = b"".join(path.read_bytes() for path in server.data_dir.iterdir() if path.is_file())

@@ -15,7 +15,7 @@ from harness.admin import admin
 from harness.client import Client
 from harness.ctl import ctl
 from harness.hooks import CONFIG as HOOKS, Receiver, status
-from harness.people import PASSWORD, Person, member, operator
+from harness.people import PASSWORD, Person, letter, member, operator
 from harness.rest import api
 from harness.wait import wait_until
 from test_accounts import totp
@@ -88,6 +88,14 @@ def check_accessibility(page, where):
     found = axe_module.Axe().run(page).response["violations"]
     grave = [(v["id"], [node["target"] for node in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")]
     assert not grave, f"{where}: {grave}"
+
+
+def expect_wrong(page, field, text):
+    """A field is marked, says why to eyes and to screen readers, and has the focus."""
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_be_focused()
+    notes = [page.locator(f"[id='{name}']").inner_text() for name in field.get_attribute("aria-describedby").split()]
+    assert text in notes, notes
 
 
 def take_picture(page, name):
@@ -218,7 +226,13 @@ def test_a_second_factor_is_set_up_and_asked_for(new_server, open_page):
     page = open_page()
     sign_in(page, server, path="/account/security")
     page.wait_for_url("**/account/security")
-    page.locator("form[action$='/account/totp'] button").click()
+    begin = page.locator("form[action$='/account/totp']")
+    begin.locator("[name=password]").fill("not the password")
+    begin.locator("button").click()
+    expect_wrong(page, begin.locator("[name=password]"), "Your password is wrong.")
+    begin.locator("[name=password]").fill(PASSWORD)
+    begin.locator("button").click()
+    page.wait_for_url("**/account/totp")
     assert page.locator("svg").count() >= 1
     secret = re.search(r"[A-Z2-7]{32}", page.locator("main").inner_text().replace(" ", "")).group(0)
     page.fill("input[name=code]", totp(secret, time.time() - 30))
@@ -230,7 +244,7 @@ def test_a_second_factor_is_set_up_and_asked_for(new_server, open_page):
     other.wait_for_url("**/login/code")
     other.fill("input[name=code]", "000000")
     other.click("main button[type=submit]")
-    expect(other.locator("main")).to_contain_text("The code is wrong")
+    expect(other.locator("main")).to_contain_text("Code is wrong")
     other.fill("input[name=code]", totp(secret))
     other.click("main button[type=submit]")
     other.wait_for_url(lambda there: "/login" not in there)
@@ -240,6 +254,192 @@ def test_a_second_factor_is_set_up_and_asked_for(new_server, open_page):
     third.fill("input[name=code]", codes[0])
     third.click("main button[type=submit]")
     third.wait_for_url(lambda there: "/login" not in there)
+
+
+def test_what_is_wrong_is_said_beside_its_field_and_what_was_typed_stays(new_server, open_page):
+    server = new_server(shards=1)
+    operator(server)
+    page = open_page(viewport={"width": 360, "height": 740})
+    sign_in(page, server, path="/account/security")
+    page.wait_for_url("**/account/security")
+    form = page.locator("form[action$='/account/password']")
+    # What the browser knows is said before anything is sent.
+    form.locator("button").click()
+    expect(form.locator("[aria-invalid=true]")).to_have_count(2)
+    expect(form.locator("[name=current]")).to_be_focused()
+    assert form.locator(".field-error").count() == 2
+    form.locator("[name=current]").fill("not the password")
+    expect(form.locator("[aria-invalid=true]")).to_have_count(1)
+    form.locator("[name=password]").fill("other lamp eight trees")
+    form.locator("button").click()
+    expect_wrong(page, form.locator("[name=current]"), "Password now is wrong.")
+    assert "field that is marked" in page.locator("[role=alert]").inner_text()
+    assert form.locator("[name=current]").input_value() == form.locator("[name=password]").input_value() == ""
+    assert page.locator("[aria-invalid=true]").count() == 1, "no other form of the page is marked"
+    check_accessibility(page, "a wrong password")
+    form.locator("[name=current]").fill(PASSWORD)
+    form.locator("[name=password]").fill("short")
+    form.locator("button").click()
+    expect_wrong(page, form.locator("[name=password]"), "New password is too short: 12 characters or more.")
+    # A field that is folded away is shown, and one in a dialog too.
+    page.goto(url(server, "/apps/dev/keys"))
+    form = page.locator("form[action$='/apps/dev/keys']")
+    if not form.is_visible():
+        page.locator("details", has=form).locator("summary").first.click()
+    form.locator("[name=name]").fill("till")
+    form.locator("[name=kind]").select_option("server")
+    form.locator("[name=capabilities]").fill('{"chat:*"')
+    form.locator("button[type=submit]").click()
+    expect(form.locator("[name=capabilities]")).to_be_focused()
+    assert "is not JSON" in page.locator("#key-capabilities-error").inner_text()
+    assert form.locator("[name=name]").input_value() == "till" and form.locator("[name=kind]").input_value() == "server"
+    assert form.locator("[name=capabilities]").input_value() == '{"chat:*"'
+    page.goto(url(server, "/apps/dev"))
+    open_dialog(page, "app-delete")
+    page.fill("#app-delete [name=confirm]", "other")
+    page.click("#app-delete button[type=submit]")
+    expect_wrong(page, page.locator("#app-delete [name=confirm]"), "That is not the app's id; nothing was deleted.")
+    expect(page.locator("#app-delete")).to_be_visible()
+    check_accessibility(page, "a dialog that is shown again")
+    page.goto(url(server, "/teams"))
+    page.locator("details", has=page.locator("form[action$='/teams']")).locator("summary").first.click()
+    page.fill("form[action$='/teams'] [name=name]", " ")
+    page.click("form[action$='/teams'] button")
+    expect_wrong(page, page.locator("form[action$='/teams'] [name=name]"), "Name must be 1 to 80 characters without control characters.")
+
+
+def test_an_address_is_changed_on_the_profile_and_taken_back_by_its_link(new_server, open_page):
+    server = new_server(shards=1)
+    operator(server)
+    page = open_page()
+    sign_in(page, server, path="/account")
+    page.wait_for_url("**/account")
+    form = page.locator("form[action$='/account/email']")
+    page.locator("details", has=form).locator("summary").first.click()
+    form.locator("[name=email]").fill("new@example.com")
+    form.locator("[name=password]").fill("wrong")
+    form.locator("button").click()
+    expect_wrong(page, form.locator("[name=password]"), "Your password is wrong.")
+    assert form.locator("[name=email]").input_value() == "new@example.com"
+    form.locator("[name=password]").fill(PASSWORD)
+    form.locator("button").click()
+    expect(page.locator("main")).to_contain_text("letter is on its way")
+    expect(page.locator("#address ~ *").first).to_contain_text("ann@example.com")
+    assert "waits for its link" in page.locator("main").inner_text()
+    check_accessibility(page, "a change that waits")
+    link = letter(server, "new@example.com", "Is this your new address")
+    mail = open_page()
+    mail.goto(link)
+    check_accessibility(mail, "the confirming page")
+    mail.click("main button[type=submit]")
+    mail.wait_for_url("**/login**")
+    page.reload()
+    assert "new@example.com" in page.locator("main").inner_text() and "waits for" not in page.locator("main").inner_text()
+    mail.goto(letter(server, "ann@example.com", "The address of your account was changed"))
+    check_accessibility(mail, "the way back")
+    mail.click("main button[type=submit]")
+    mail.wait_for_url("**/reset?token=*")
+    mail.fill("input[name=password]", "other lamp eight trees")
+    mail.click("main button[type=submit]")
+    mail.wait_for_url("**/login")
+    page.goto(url(server, "/account"))
+    page.wait_for_url("**/login**")
+
+
+def test_an_apps_settings_are_a_form(new_server, open_page):
+    server = new_server(shards=1)
+    ann = operator(server)
+    ann.call("PUT", "/plans/small", {"connectionsMax": 100})
+    rates = {"publish": {"channel": {"per_window": 5, "window_ms": 1000, "burst": 5}}}
+    ann.call("PATCH", "/apps/dev", {"settings": {"hello": True, "namespaces": [{"pattern": "old:*", "rates": rates}]}})
+    page = open_page(viewport={"width": 360, "height": 740})
+    sign_in(page, server, path="/apps/dev")
+    page.wait_for_url("**/apps/dev")
+    form = page.locator("form[action$='/apps/dev']")
+
+    def field(name):
+        return form.locator(f"[name='{name}']")
+
+    def save():
+        form.locator(".save button").click()
+
+    def settings():
+        return admin(server, "GET", "/apps/dev")["settings"]
+
+    assert field("hello").input_value() == "true" and field("namespaces.0.pattern").input_value() == "old:*"
+    field("name").fill("Chat")
+    field("hello").select_option("")
+    field("selfAssertedIds").select_option("false")
+    field("allowedOrigins").fill("https://a.example\nhttps://b.example")
+    field("plan").select_option("small")
+    field("limits.connectionsMax").fill("50")
+    field("limits.publishRate.per_window").fill("20")
+    page.get_by_text("Rates of what clients do").click()
+    field("limits.rates.history.client.per_window").fill("3")
+    field("limits.rates.http.app.off").check()
+    field("namespaces.0.push_offline").check()
+    field("namespaces.0.messages_max").fill("10")
+    page.get_by_role("heading", name="Another pattern").click()
+    field("namespaces.1.pattern").fill("new:*")
+    field("namespaces.1.place").fill("0")
+    field("namespaces.1.persist").uncheck()
+    save()
+    # The browser knows that places begin at 1.
+    expect(field("namespaces.1.place")).to_be_focused()
+    field("namespaces.1.place").fill("1")
+    field("namespaces.0.place").fill("2")
+    save()
+    expect(page.locator(".flash")).to_contain_text("settings are saved")
+    check_accessibility(page, "settings")
+    got = settings()
+    first, second = got.pop("namespaces")
+    limit = {"per_window": 20, "window_ms": 1000, "burst": 20}
+    assert got == {
+        "selfAssertedIds": False, "allowedOrigins": ["https://a.example", "https://b.example"], "plan": "small",
+        "limits": {"connectionsMax": 50, "publishRate": limit, "rates": {
+            "history": {"client": {"per_window": 3, "window_ms": 1000, "burst": 3}}, "http": {"app": False}}},
+    }
+    assert first["pattern"] == "new:*" and not first["persist"] and "rates" not in first
+    assert second["pattern"] == "old:*" and second["push_offline"] and second["messages_max"] == 10
+    assert second["rates"] == rates and admin(server, "GET", "/apps/dev")["name"] == "Chat"
+    # What is refused is shown where it is, and all that was typed stays.
+    field("name").fill("Other")
+    field("allowedOrigins").fill("a.example")
+    save()
+    expect(field("allowedOrigins")).to_be_focused()
+    assert field("name").input_value() == "Other" and field("allowedOrigins").input_value() == "a.example"
+    field("allowedOrigins").fill("")
+    field("namespaces.1.ttl_s").fill("1")
+    save()
+    expect(field("namespaces.1.ttl_s")).to_be_focused()
+    assert "below 120" in page.locator("[id='f-namespaces.1.ttl_s-error']").inner_text()
+    field("namespaces.1.ttl_s").fill("600")
+    field("namespaces.0.pattern").fill("")
+    save()
+    expect(page.locator(".flash")).to_contain_text("settings are saved")
+    got = settings()
+    assert [n["pattern"] for n in got["namespaces"]] == ["old:*"] and "allowedOrigins" not in got
+    # The same as JSON.
+    page.get_by_role("heading", name="Advanced").click()
+    page.fill("[name=settings]", '{"hello": false')
+    page.click("form[action$='/apps/dev/settings'] button")
+    expect(page.locator("[name=settings]")).to_be_focused()
+    assert page.input_value("[name=settings]") == '{"hello": false'
+    page.fill("[name=settings]", '{"hello": false}')
+    page.click("form[action$='/apps/dev/settings'] button")
+    expect(page.locator(".flash")).to_contain_text("settings are saved")
+    assert settings() == {"hello": False}
+    # Whoever does not run the server neither gives a plan nor loses one.
+    ann.call("PATCH", "/apps/dev", {"settings": {"plan": "small"}})
+    member(ann, ann.call("GET", "/teams")["teams"][0]["id"], "dora@example.com", "developer", "Dora")
+    other = open_page()
+    sign_in(other, server, "dora@example.com", "/apps/dev")
+    other.wait_for_url("**/apps/dev")
+    assert other.locator("[name=plan]").count() == 0 and "Plan: small" in other.locator("main").inner_text()
+    other.fill("[name='limits.connectionsMax']", "7")
+    other.click(".save button")
+    expect(other.locator(".flash")).to_contain_text("settings are saved")
+    assert settings() == {"hello": False, "plan": "small", "limits": {"connectionsMax": 7}}
 
 
 def test_a_sign_in_leads_back_and_a_sign_out_ends_it(new_server, open_page):

@@ -82,6 +82,8 @@ pub struct Mail {
     pub username: String,
     /// The file with its password.
     pub password_file: String,
+    /// A file of a certificate authority (PEM) that is trusted for the mail server too; empty: none.
+    pub ca_file: String,
     /// Whom letters are from.
     pub from: String,
 }
@@ -94,6 +96,7 @@ impl Default for Mail {
             smtp_tls: SmtpTls::Starttls,
             username: String::new(),
             password_file: String::new(),
+            ca_file: String::new(),
             from: "Shardwire <shardwire@localhost>".into(),
         }
     }

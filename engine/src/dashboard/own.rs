@@ -16,7 +16,7 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use super::calls::{Answer, Call};
 use super::visit::{CODE, Visit};
 use crate::http::{Refusal, json as json_response};
-use crate::side::accounts::{LoginStep, NewSession, Principal, Refreshed};
+use crate::side::accounts::{LoginStep, NewAddress, NewSession, Principal, Refreshed};
 
 /// Entries of a part of the audit log when the request gives no `limit`, and at most.
 const AUDIT_PAGE: usize = 100;
@@ -186,7 +186,7 @@ pub(super) async fn answer(
         (
             "POST",
             "/login" | "/login/code" | "/refresh" | "/signup" | "/setup" | "/verify" | "/forgot"
-            | "/reset" | "/join",
+            | "/reset" | "/join" | "/email/confirm" | "/email/undo",
         ) => door(visit, call, body).await?,
         _ => return Ok(None),
     };
@@ -305,6 +305,21 @@ async fn door(
             visit.forget_session();
             Ok(done(&json!({})))
         }
+        "/email/confirm" => {
+            let token = read::<WithToken>(body)?.token;
+            accounts
+                .ask(move |keeper| keeper.confirm_address(&token, &client))
+                .await?;
+            Ok(done(&json!({})))
+        }
+        "/email/undo" => {
+            let token = read::<WithToken>(body)?.token;
+            let link = accounts
+                .ask(move |keeper| keeper.undo_address(&token, &client))
+                .await?;
+            visit.forget_session();
+            Ok(done(&json!({ "link": link })))
+        }
         _ => {
             let new: WithToken = read(body)?;
             let session = accounts
@@ -337,13 +352,16 @@ async fn me(visit: &mut Visit<'_>, call: &Call<'_>, body: &[u8]) -> Result<Answe
             Ok(done(&json!({})))
         }
         ("GET", "/me") => {
-            let (info, codes) = accounts
+            let (info, codes, pending) = accounts
                 .ask(move |keeper| {
-                    Ok((keeper.me(&account)?, keeper.recovery_codes_left(&account)?))
+                    let codes = keeper.recovery_codes_left(&account)?;
+                    let pending = keeper.pending_address(&account)?;
+                    Ok((keeper.me(&account)?, codes, pending))
                 })
                 .await?;
             let mut answer = serde_json::to_value(info).map_err(|_| ErrorCode::Internal)?;
             answer["recoveryCodesLeft"] = codes.into();
+            answer["pendingEmail"] = pending.into();
             answer["formToken"] = accounts.form_token(&who.session).into();
             Ok(done(&answer))
         }
@@ -359,6 +377,17 @@ async fn me(visit: &mut Visit<'_>, call: &Call<'_>, body: &[u8]) -> Result<Answe
             let new: ChangePassword = read(body)?;
             accounts
                 .change_password(&who, new.current, new.password, client)
+                .await?;
+            Ok(done(&json!({})))
+        }
+        ("POST", "/me/email") => {
+            let new: NewAddress = read(body)?;
+            accounts.change_address(&who, new, client).await?;
+            Ok(done(&json!({ "mailSent": true })))
+        }
+        ("DELETE", "/me/email") => {
+            accounts
+                .ask(move |keeper| keeper.keep_address(&account))
                 .await?;
             Ok(done(&json!({})))
         }
@@ -386,6 +415,8 @@ async fn me(visit: &mut Visit<'_>, call: &Call<'_>, body: &[u8]) -> Result<Answe
         }
         ("GET", "/me/audit") => audit(visit, call, "account", account).await,
         ("POST", "/me/totp") => {
+            let password = read::<Password>(body)?.password;
+            accounts.confirm(account.clone(), password, client).await?;
             let enrolment = accounts
                 .ask(move |keeper| keeper.begin_second_factor(&account))
                 .await?;

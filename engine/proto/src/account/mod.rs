@@ -26,7 +26,8 @@ const NAME_CHARS_MAX: usize = 80;
 /// 40003 for what cannot be one.
 pub fn normalize_email(text: &str) -> Result<String, ProtocolError> {
     let text = text.trim();
-    let wrong = || ProtocolError::with_text(ErrorCode::BadField, "not an e-mail address");
+    let wrong =
+        || ProtocolError::with_text(ErrorCode::BadField, "`email` is not an e-mail address");
     let (local, domain) = text.rsplit_once('@').ok_or_else(wrong)?;
     let is_plain = |text: &str| {
         !text.is_empty()
@@ -56,7 +57,7 @@ pub fn check_name(text: &str) -> Result<String, ProtocolError> {
     if fits {
         return Ok(text.to_owned());
     }
-    let text = "a name has 1 to 80 characters and no control characters";
+    let text = "`name` must be 1 to 80 characters without control characters";
     Err(ProtocolError::with_text(ErrorCode::BadField, text))
 }
 

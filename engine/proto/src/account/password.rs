@@ -46,10 +46,10 @@ const COMMON: [&str; 24] = [
 pub fn check_password(password: &str, email: &str) -> Result<(), ProtocolError> {
     let refuse = |text: &'static str| Err(ProtocolError::with_text(ErrorCode::BadField, text));
     if password.chars().count() < PASSWORD_CHARS_MIN {
-        return refuse("the password is too short: 12 characters or more");
+        return refuse("`password` is too short: 12 characters or more");
     }
     if password.len() > PASSWORD_BYTES_MAX {
-        return refuse("the password is too long: 256 bytes at most");
+        return refuse("`password` is too long: 256 bytes at most");
     }
     let lower = password.to_lowercase();
     let mut characters: Vec<char> = lower.chars().collect();
@@ -60,7 +60,7 @@ pub fn check_password(password: &str, email: &str) -> Result<(), ProtocolError> 
         || (local.len() >= 4 && lower.starts_with(local) && lower.len() < local.len() + 6);
     if COMMON.contains(&&*lower) || characters.len() < DIFFERENT_MIN || is_address {
         return refuse(
-            "the password is easily guessed; take a few words that do not belong together",
+            "`password` is easily guessed; take a few words that do not belong together",
         );
     }
     Ok(())

@@ -281,7 +281,9 @@ impl Place {
     }
 }
 
-fn counts(class: Class, scope: Scope, place: Place) -> bool {
+/// Whether a class of calls is counted per a scope in settings at a place.
+#[must_use]
+pub const fn counts(class: Class, scope: Scope, place: Place) -> bool {
     let has_channel = matches!(
         class,
         Class::Publish | Class::Subscribe | Class::Presence | Class::History
@@ -289,10 +291,10 @@ fn counts(class: Class, scope: Scope, place: Place) -> bool {
     let is_counted = match scope {
         Scope::Connection => has_channel,
         Scope::Client | Scope::App => true,
-        Scope::Channel => class == Class::Publish,
-        Scope::Address => class == Class::Connect && place == Place::Process,
+        Scope::Channel => matches!(class, Class::Publish),
+        Scope::Address => matches!((class, place), (Class::Connect, Place::Process)),
     };
-    is_counted && (place != Place::Namespace || has_channel)
+    is_counted && (!matches!(place, Place::Namespace) || has_channel)
 }
 
 /// Which settings a limit comes from, which is what it is counted by: a namespace's own limit counts what concerns its

@@ -69,9 +69,49 @@ addEventListener('pageshow', () => {
   for (const form of document.forms) delete form.dataset.sent;
 });
 
-// The first field that is wrong, or the message, is what is to be read first.
+// What the browser finds wrong is said beside the field, as what the server finds is.
+function mark(field) {
+  const id = `${field.id}-error`;
+  let note = document.getElementById(id);
+  if (!note) {
+    note = document.createElement('p');
+    note.id = id;
+    note.className = 'field-error';
+    (field.closest('.field') ?? field.parentElement).append(note);
+    field.setAttribute('aria-describedby', `${field.getAttribute('aria-describedby') ?? ''} ${id}`.trim());
+  }
+  note.textContent = field.validationMessage;
+  field.setAttribute('aria-invalid', 'true');
+}
+
+function unmark(field) {
+  if (field.getAttribute('aria-invalid') !== 'true' || !field.validity.valid) return;
+  const id = `${field.id}-error`;
+  document.getElementById(id)?.remove();
+  field.removeAttribute('aria-invalid');
+  const rest = (field.getAttribute('aria-describedby') ?? '').split(' ').filter((part) => part && part !== id);
+  if (rest.length) field.setAttribute('aria-describedby', rest.join(' '));
+  else field.removeAttribute('aria-describedby');
+}
+
+// Fields of what is folded are seen when they are looked at.
+function reveal(field) {
+  for (let fold = field.closest('details:not([open])'); fold; fold = fold.parentElement.closest('details:not([open])')) fold.open = true;
+  field.focus();
+}
+
+document.addEventListener('invalid', (event) => {
+  event.preventDefault();
+  const field = event.target;
+  mark(field);
+  if (field.form.querySelector(':invalid:not(fieldset)') === field) reveal(field);
+}, true);
+document.addEventListener('input', (event) => { if (event.target.validity) unmark(event.target); });
+
+// The form that was refused, and in it the first field that is wrong, is what is to be read first.
+document.querySelector('[popover][data-open]')?.showPopover();
 const wrong = document.querySelector('[aria-invalid="true"]');
-if (wrong) wrong.focus();
+if (wrong) reveal(wrong);
 
 localTitles();
 refreshTimes();

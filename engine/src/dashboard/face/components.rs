@@ -3,7 +3,7 @@
 
 use maud::{Markup, Render, html};
 
-use super::{Errors, Shell, format};
+use super::{Sent, Shell, format};
 
 /// An input with its label, its hint and what is wrong with it.
 pub(crate) struct Field<'a> {
@@ -13,10 +13,13 @@ pub(crate) struct Field<'a> {
     value: &'a str,
     hint: &'a str,
     autocomplete: &'a str,
-    error: Option<&'a str>,
+    sent: Option<&'a Sent>,
     required: bool,
     max: Option<usize>,
     rows: Option<u32>,
+    min: Option<u64>,
+    /// Nothing is said of its being optional: of such forms all fields are.
+    is_bare: bool,
     /// Makes ids differ where two forms of a page have a field of the same name.
     scope: &'a str,
 }
@@ -30,10 +33,12 @@ impl<'a> Field<'a> {
             value: "",
             hint: "",
             autocomplete: "off",
-            error: None,
+            sent: None,
             required: false,
             max: None,
             rows: None,
+            min: None,
+            is_bare: false,
             scope: "f",
         }
     }
@@ -59,8 +64,9 @@ impl<'a> Field<'a> {
         self
     }
 
-    pub(crate) fn errors(mut self, errors: &'a Errors) -> Self {
-        self.error = errors.get(self.name).map(String::as_str);
+    /// Shows again what was typed, and what is wrong with it.
+    pub(crate) fn sent(mut self, sent: &'a Sent) -> Self {
+        self.sent = Some(sent);
         self
     }
 
@@ -71,6 +77,19 @@ impl<'a> Field<'a> {
 
     pub(crate) fn max(mut self, characters: usize) -> Self {
         self.max = Some(characters);
+        self
+    }
+
+    /// A number, not below this one.
+    pub(crate) fn number(mut self, min: u64) -> Self {
+        self.kind = "number";
+        self.min = Some(min);
+        self
+    }
+
+    /// Of a form whose fields may all be left empty.
+    pub(crate) fn bare(mut self) -> Self {
+        self.is_bare = true;
         self
     }
 
@@ -86,39 +105,58 @@ impl<'a> Field<'a> {
     }
 }
 
+impl Field<'_> {
+    /// What is wrong, as a sentence with the field's label in it.
+    fn error(&self) -> Option<String> {
+        let error = self.sent?.errors.get(self.name)?;
+        Some(match error.strip_prefix(':') {
+            Some(text) => format::sentence(text.trim()),
+            None => format::sentence(&format!("{} {}", self.label, error.trim())),
+        })
+    }
+
+    fn shown(&self) -> &str {
+        match self.sent {
+            Some(sent) if self.kind != "password" => sent.or(self.name, self.value),
+            _ => self.value,
+        }
+    }
+}
+
 impl Render for Field<'_> {
     fn render(&self) -> Markup {
+        let (error, value) = (self.error(), self.shown());
         let id = format!("{}-{}", self.scope, self.name);
         let (hint_id, error_id) = (format!("{id}-hint"), format!("{id}-error"));
         let mut described = Vec::new();
         if !self.hint.is_empty() {
             described.push(hint_id.as_str());
         }
-        if self.error.is_some() {
+        if error.is_some() {
             described.push(error_id.as_str());
         }
         let described = (!described.is_empty()).then(|| described.join(" "));
-        let invalid = self.error.map(|_| "true");
+        let invalid = error.is_some().then_some("true");
         html! {
             div class="field" {
                 label for=(id) {
                     (self.label)
-                    @if !self.required { " " span class="optional" { "optional" } }
+                    @if !self.required && !self.is_bare { " " span class="optional" { "optional" } }
                 }
                 @if let Some(rows) = self.rows {
                     textarea id=(id) name=(self.name) rows=(rows) class="code" spellcheck="false"
                         autocomplete="off" required[self.required] maxlength=[self.max]
-                        aria-describedby=[described.as_deref()] aria-invalid=[invalid] {
+                        aria-describedby=[described.as_deref()] aria-invalid=[invalid] autofocus[error.is_some()] {
                         // The parser drops a first line break.
-                        "\n" (self.value)
+                        "\n" (value)
                     }
                 } @else {
-                    input id=(id) name=(self.name) type=(self.kind) value=(self.value)
-                        autocomplete=(self.autocomplete) required[self.required] maxlength=[self.max]
-                        aria-describedby=[described.as_deref()] aria-invalid=[invalid];
+                    input id=(id) name=(self.name) type=(self.kind) value=(value)
+                        autocomplete=(self.autocomplete) required[self.required] maxlength=[self.max] min=[self.min]
+                        aria-describedby=[described.as_deref()] aria-invalid=[invalid] autofocus[error.is_some()];
                 }
                 @if !self.hint.is_empty() { p class="hint" id=(hint_id) { (self.hint) } }
-                @if let Some(error) = self.error { p class="field-error" id=(error_id) { (error) } }
+                @if let Some(error) = &error { p class="field-error" id=(error_id) { (error) } }
             }
         }
     }
@@ -206,7 +244,8 @@ impl Confirm<'_> {
         };
         html! {
             button type="button" class=(opener) popovertarget=(self.id) { (self.label) }
-            div popover id=(self.id) class="dialog" role="dialog" aria-labelledby=(title_id) {
+            div popover id=(self.id) class="dialog" role="dialog" aria-labelledby=(title_id)
+                data-open[shell.sent_to(self.action).is_some()] {
                 h2 id=(title_id) { (self.title) }
                 @if !self.text.is_empty() { p { (self.text) } }
                 form method="post" action=(self.action) class="form" {

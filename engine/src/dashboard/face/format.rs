@@ -97,6 +97,20 @@ pub(crate) fn time_of_day(time_ms: u64) -> String {
     format!("{hours:02}:{minutes:02}:{:02}", seconds % 60)
 }
 
+/// As the beginning of a sentence with its end.
+pub(crate) fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters
+        .next()
+        .map(|first| first.to_uppercase().to_string());
+    let end = if text.ends_with(['.', '!', '?']) {
+        ""
+    } else {
+        "."
+    };
+    format!("{}{}{end}", first.unwrap_or_default(), characters.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

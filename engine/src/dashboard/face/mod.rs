@@ -15,7 +15,7 @@ use shardwire_proto::account::permissions::{PERMISSIONS, Standing};
 pub mod assets;
 mod chart;
 mod components;
-mod format;
+pub(crate) mod format;
 mod icons;
 mod layout;
 pub mod pages;
@@ -25,8 +25,45 @@ mod samples;
 #[cfg(test)]
 mod tests;
 
-/// What is wrong with a form, by the name of the field. What concerns none of them goes into [`Shell::flash`].
-pub type Errors = BTreeMap<String, String>;
+/// A form that was refused, to be shown again: what was typed into it, and what is wrong. What concerns no field of it goes
+/// into [`Shell::flash`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Where it was sent to; empty: there is none.
+    pub action: String,
+    /// Names and values of its fields. Those of passwords are not shown.
+    pub values: Vec<(String, String)>,
+    /// What is wrong, by the name of the field: what follows the field's name in a sentence.
+    pub errors: BTreeMap<String, String>,
+}
+
+impl Sent {
+    /// Whether there is one.
+    pub(crate) fn is_some(&self) -> bool {
+        !self.action.is_empty()
+    }
+
+    /// What was typed into a field.
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
+        let mut values = self.values.iter();
+        let found = values.find(|(own, _)| own == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// What was typed into a field, or what stands there otherwise.
+    pub(crate) fn or<'a>(&'a self, name: &str, otherwise: &'a str) -> &'a str {
+        self.value(name).unwrap_or(otherwise)
+    }
+
+    /// Whether a box was ticked; where nothing was sent, whether it is.
+    pub(crate) fn ticked(&self, name: &str, value: &str, otherwise: bool) -> bool {
+        if !self.is_some() {
+            return otherwise;
+        }
+        let mut values = self.values.iter();
+        values.any(|(own, sent)| own == name && sent == value)
+    }
+}
 
 /// Something with an id and a name for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize)]
@@ -81,6 +118,8 @@ pub struct Shell {
     /// The account's, in that team.
     pub standing: Option<Standing>,
     pub flash: Option<Flash>,
+    /// The form that was refused; see [`Self::sent_to`].
+    pub sent: Sent,
     /// Unix time, ms.
     pub now_ms: u64,
     pub has_webhooks: bool,
@@ -94,6 +133,20 @@ impl Shell {
         let mut rows = PERMISSIONS.iter();
         rows.find(|row| row.method == method && row.path == path)
             .is_some_and(|row| row.who.admits(self.standing))
+    }
+
+    /// The form that was sent to an address, if it was refused.
+    pub(crate) fn sent_to(&self, action: &str) -> &Sent {
+        static NONE: Sent = Sent {
+            action: String::new(),
+            values: Vec::new(),
+            errors: BTreeMap::new(),
+        };
+        if self.sent.action == action {
+            &self.sent
+        } else {
+            &NONE
+        }
     }
 
     pub(crate) fn is_operator(&self) -> bool {

@@ -3,7 +3,7 @@
 
 use shardwire_proto::account::permissions::{Role, Standing};
 
-use super::{Errors, Flash, Named, Person, Shell};
+use super::{Flash, Named, Person, Sent, Shell, paths};
 
 mod apps;
 mod people;
@@ -68,6 +68,7 @@ pub(super) fn shell_of(role: Role, is_operator: bool, texts: Texts) -> Shell {
             role: Some(role),
         }),
         flash: None,
+        sent: Sent::default(),
         now_ms: NOW,
         has_webhooks: true,
         has_push: true,
@@ -95,9 +96,25 @@ pub(super) fn outside(flash: Option<Flash>) -> Shell {
     }
 }
 
-pub(super) fn errors(pairs: &[(&str, &str)], texts: Texts) -> Errors {
-    pairs
-        .iter()
-        .map(|(name, text)| ((*name).to_owned(), texts(text)))
-        .collect()
+/// After a form of the page was refused.
+pub(super) fn refused(
+    shell: &Shell,
+    parts: &[&str],
+    values: &[(&str, &str)],
+    error: (&str, &str),
+    texts: Texts,
+) -> Shell {
+    let values = values.iter();
+    let values = values.map(|(name, value)| ((*name).to_owned(), texts(value)));
+    Shell {
+        flash: Some(Flash::Failed(
+            "Look at the field that is marked.".to_owned(),
+        )),
+        sent: Sent {
+            action: paths::to(parts),
+            values: values.collect(),
+            errors: [(error.0.to_owned(), texts(error.1))].into(),
+        },
+        ..shell.clone()
+    }
 }

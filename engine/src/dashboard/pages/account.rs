@@ -5,9 +5,9 @@ use maud::Markup;
 use serde_json::{Value, json};
 use shardwire_proto::error::ErrorCode;
 
-use super::{Again, Form, Next, call, fill, nothing, teams};
+use super::{Again, Form, Next, call, fill, nothing, object, teams};
 use crate::dashboard::face::pages::{account, server};
-use crate::dashboard::face::{Errors, paths};
+use crate::dashboard::face::paths;
 use crate::dashboard::visit::Visit;
 use crate::http::Refusal;
 
@@ -26,7 +26,8 @@ pub(super) async fn show(
                 name: text("name"),
                 email: text("email"),
                 is_verified: me["verified"] == true,
-                errors: Errors::new(),
+                pending_email: me["pendingEmail"].as_str().map(str::to_owned),
+                has_second_factor: me["secondFactor"] == true,
             };
             Ok(account::profile(&shell, &view))
         }
@@ -45,7 +46,6 @@ pub(super) async fn show(
                 has_second_factor: me["secondFactor"] == true,
                 codes_left: me["recoveryCodesLeft"].as_u64(),
                 entries: log.entries,
-                errors: Errors::new(),
             };
             Ok(account::security(&shell, &view))
         }
@@ -97,7 +97,6 @@ async fn enrolment(visit: &mut Visit<'_>, again: &Again) -> Result<Markup, Refus
     let view = account::Enrolment {
         secret: pending.secret,
         url: pending.url,
-        errors: Errors::new(),
     };
     Ok(account::enrolment(&shell, &view))
 }
@@ -113,6 +112,23 @@ pub(super) async fn send(
         ["account"] => {
             visit.patch("/me", form.object(&["name"])).await?;
             go(&["account"], "Your name is saved.")
+        }
+        ["account", "email"] => {
+            let code = form.text("code");
+            let body = object([
+                ("email", Some(form.get("email").into())),
+                ("password", Some(form.get("password").into())),
+                ("code", code),
+            ]);
+            visit.post("/me/email", body).await?;
+            go(
+                &["account"],
+                "A letter is on its way to the new address. Open its link.",
+            )
+        }
+        ["account", "email", "keep"] => {
+            visit.delete("/me/email").await?;
+            go(&["account"], "Your address stays as it is.")
         }
         ["account", "sessions", "end-others"] => {
             visit.delete("/me/sessions").await?;
@@ -132,7 +148,7 @@ pub(super) async fn send(
             )
         }
         ["account", "totp"] => {
-            visit.post("/me/totp", nothing()).await?;
+            visit.post("/me/totp", form.object(&["password"])).await?;
             enrolment(visit, &Again::default()).await.map(Next::Page)
         }
         ["account", "totp", "confirm"] => {

@@ -7,8 +7,8 @@ use shardwire_proto::account::permissions::Role;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::{Again, Form, Next, call, fill, named, nothing, object};
-use crate::dashboard::face::pages::{apps, console, keys, overview, settings};
-use crate::dashboard::face::{Errors, Named, Shell, paths};
+use crate::dashboard::face::pages::{apps, console, keys, overview};
+use crate::dashboard::face::{Named, Shell, paths};
 use crate::dashboard::visit::Visit;
 use crate::http::Refusal;
 
@@ -33,30 +33,10 @@ pub(super) async fn show(
             let view = apps::Apps {
                 apps: summaries(visit, &shell).await?,
                 teams: teams_to_build_in(visit, &shell),
-                id: again.form.get("id").to_owned(),
-                name: again.form.get("name").to_owned(),
-                errors: Errors::new(),
             };
             Ok(apps::render(&shell, &view))
         }
-        ["apps", app] => {
-            let view = visit.get(&call(&["apps", app])).await?;
-            let shell = visit.shell(Some(app), None, again).await?;
-            let own = shell.team.as_ref().map_or("", |team| &*team.id);
-            let text = again.form.0.get("settings").cloned();
-            let view = settings::Settings {
-                app: fill(&view),
-                settings_text: text,
-                errors: Errors::new(),
-                other_teams: shell
-                    .teams
-                    .iter()
-                    .filter(|team| team.id != own)
-                    .cloned()
-                    .collect(),
-            };
-            Ok(settings::render(&shell, &view))
-        }
+        ["apps", app] => super::settings::show(visit, app, again).await,
         ["apps", app, "keys"] => keys_page(visit, app, None, again).await,
         ["apps", app, "console"] => {
             visit.get(&call(&["apps", app, "channels"])).await?;
@@ -115,18 +95,10 @@ async fn keys_page(
     let all = visit.get(&call(&["apps", app, "keys"])).await?;
     let signing = visit.get(&call(&["apps", app, "signing-keys"])).await?;
     let shell = visit.shell(Some(app), None, again).await?;
-    let form = &again.form;
     let view = keys::Keys {
         keys: fill(&all["keys"]),
         signing_keys: fill(&signing["signingKeys"]),
         secret,
-        form: keys::KeyForm {
-            kind: form.get("kind").to_owned(),
-            name: form.get("name").to_owned(),
-            capabilities: form.get("capabilities").to_owned(),
-        },
-        errors: Errors::new(),
-        signing_errors: Errors::new(),
     };
     Ok(keys::render(&shell, &view))
 }
@@ -147,14 +119,6 @@ pub(super) async fn send(
                 "The app is there. Make a key for it.",
             )
         }
-        ["apps", app] => {
-            let patch = object([
-                ("name", Some(form.get("name").into())),
-                ("settings", form.json("settings")?),
-            ]);
-            visit.patch(&call(&["apps", app]), patch).await?;
-            go(&["apps", app], "The settings are saved, and hold at once.")
-        }
         ["apps", app, verb @ ("disable" | "enable")] => {
             let patch = json!({ "disabled": verb == "disable" });
             visit.patch(&call(&["apps", app]), patch).await?;
@@ -169,7 +133,7 @@ pub(super) async fn send(
         }
         ["apps", app, "delete"] => {
             if form.get("confirm") != app {
-                let text = "that is not the app's id; nothing was deleted";
+                let text = "`confirm`: that is not the app's id; nothing was deleted";
                 return Err(ProtocolError::with_text(ErrorCode::BadField, text).into());
             }
             visit.delete(&call(&["apps", app])).await?;

@@ -4,7 +4,6 @@ use maud::Markup;
 use shardwire_proto::error::ErrorCode;
 
 use super::{Again, Form, Next, object};
-use crate::dashboard::face::Errors;
 use crate::dashboard::face::pages::auth;
 use crate::dashboard::face::paths;
 use crate::dashboard::visit::Visit;
@@ -17,7 +16,7 @@ pub(super) fn is_at(parts: &[&str]) -> bool {
     matches!(
         parts,
         [
-            "login" | "signup" | "setup" | "verify" | "forgot" | "reset" | "join",
+            "login" | "email" | "signup" | "setup" | "verify" | "forgot" | "reset" | "join",
             ..
         ]
     )
@@ -45,22 +44,13 @@ pub(super) async fn show(
                 form.get("next")
             };
             let view = auth::Login {
-                email: form.get("email").to_owned(),
                 next: own_path(next).unwrap_or_default(),
                 is_signup_open: visit.config.accounts.signup,
-                errors: Errors::new(),
             };
             auth::login(&shell, &view)
         }
-        ["login", "code"] => auth::code(&shell, &Errors::new()),
-        ["signup"] => {
-            let view = auth::Signup {
-                email: form.get("email").to_owned(),
-                name: form.get("name").to_owned(),
-                errors: Errors::new(),
-            };
-            auth::signup(&shell, &view)
-        }
+        ["login", "code"] => auth::code(&shell),
+        ["signup"] => auth::signup(&shell),
         ["setup"] => {
             let known = token.to_owned();
             visit
@@ -69,21 +59,27 @@ pub(super) async fn show(
                 .await?;
             let view = auth::Setup {
                 token: token.to_owned(),
-                email: form.get("email").to_owned(),
-                name: form.get("name").to_owned(),
-                errors: Errors::new(),
             };
             auth::setup(&shell, &view)
         }
         ["verify"] => auth::verify(&shell, token),
-        ["forgot"] => auth::forgot(&shell, form.get("email"), &Errors::new()),
+        ["email", "confirm"] => auth::confirm_email(&shell, token),
+        ["email", "undo"] => {
+            let known = token.to_owned();
+            let email = visit
+                .accounts
+                .ask(move |keeper| keeper.way_back_to(&known))
+                .await?;
+            auth::undo_email(&shell, token, &email)
+        }
+        ["forgot"] => auth::forgot(&shell),
         ["reset"] => {
             let known = token.to_owned();
             visit
                 .accounts
                 .ask(move |keeper| keeper.reset_email(&known))
                 .await?;
-            auth::reset(&shell, token, &Errors::new())
+            auth::reset(&shell, token)
         }
         ["join"] => {
             let known = token.to_owned();
@@ -96,9 +92,7 @@ pub(super) async fn show(
                 team: invitation.team_name,
                 role: invitation.role.name().to_owned(),
                 email: invitation.email,
-                name: form.get("name").to_owned(),
                 has_account: invitation.has_account || visit.who.is_some(),
-                errors: Errors::new(),
             };
             auth::join(&shell, &view)
         }
@@ -159,6 +153,19 @@ pub(super) async fn send(
         ["verify"] => {
             visit.post("/verify", form.object(&["token"])).await?;
             go(&paths::to(&["login"]), "The address is yours. Sign in.")
+        }
+        ["email", "confirm"] => {
+            visit
+                .post("/email/confirm", form.object(&["token"]))
+                .await?;
+            go(&paths::to(&["account"]), "The address is your account’s.")
+        }
+        ["email", "undo"] => {
+            let done = visit.post("/email/undo", form.object(&["token"])).await?;
+            let link = done["link"].as_str().unwrap_or_default();
+            let (_, token) = link.split_once("token=").ok_or(ErrorCode::Internal)?;
+            let reset = paths::with_query(&paths::to(&["reset"]), &[("token", token)]);
+            go(&reset, "The account is yours again. Set another password.")
         }
         ["reset"] => {
             visit

@@ -8,6 +8,7 @@ mod account;
 mod apps;
 mod door;
 mod push;
+mod settings;
 mod teams;
 mod traffic;
 mod webhooks;
@@ -25,7 +26,8 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 use shardwire_proto::url::percent_decode;
 
 use super::answer::{html, redirect};
-use super::face::{Flash, Named, Person, Shell, assets, pages as face, paths};
+use super::face::format::sentence;
+use super::face::{Flash, Named, Person, Sent, Shell, assets, pages as face, paths};
 use super::visit::{FLASH, Visit};
 use crate::http::{Refusal, effective_method};
 
@@ -45,7 +47,48 @@ enum Next {
 #[derive(Default)]
 struct Again {
     form: Form,
+    sent: Sent,
     problem: Option<String>,
+}
+
+/// Said at the top of a page where it says beside the field what is wrong.
+const LOOK_BELOW: &str = "Nothing was changed: look at the field that is marked.";
+
+impl Again {
+    /// A form that was refused with a text. One that begins with a field's name, as the API's do, is shown beside it.
+    fn of(parts: &[&str], form: Form, text: &str) -> Self {
+        let wrong = wrong_field(text, &form);
+        let problem = match wrong {
+            Some(_) => LOOK_BELOW.to_owned(),
+            None => sentence(&text.replace('`', "")),
+        };
+        let sent = Sent {
+            action: paths::to(parts),
+            values: form.1.clone(),
+            errors: wrong.into_iter().collect(),
+        };
+        Self {
+            form,
+            sent,
+            problem: Some(problem),
+        }
+    }
+}
+
+/// The field of a form that a refusal is about, and what it says of it. `batch.maxEvents` may be `max_events` there.
+fn wrong_field(text: &str, form: &Form) -> Option<(String, String)> {
+    let (path, rest) = text.strip_prefix('`')?.split_once('`')?;
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let mut snake = String::new();
+    for c in last.chars() {
+        if c.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
+    }
+    let names = [path, last, &snake];
+    let name = names.into_iter().find(|name| form.has(name))?;
+    Some((name.to_owned(), rest.replace('`', "")))
 }
 
 /// Names and values of a form or a query: the first of each, and all in order.
@@ -67,6 +110,11 @@ impl Form {
         let all = self.1.iter();
         let named = all.filter(|(own, value)| own == name && !value.is_empty());
         named.map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// Whether it is there, perhaps empty.
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// The lines of a text, trimmed, that are not empty.
@@ -94,7 +142,10 @@ impl Form {
             return Ok(None);
         }
         let wrong = |error: serde_json::Error| {
-            ProtocolError::with_text(ErrorCode::BadField, format!("{name} is not JSON: {error}"))
+            ProtocolError::with_text(
+                ErrorCode::BadField,
+                format!("`{name}` is not JSON: {error}"),
+            )
         };
         serde_json::from_str(text).map(Some).map_err(wrong)
     }
@@ -106,7 +157,7 @@ impl Form {
             return Ok(None);
         }
         let wrong =
-            |_| ProtocolError::with_text(ErrorCode::BadField, format!("{name} is not a number"));
+            |_| ProtocolError::with_text(ErrorCode::BadField, format!("`{name}` is not a number"));
         text.parse().map(Some).map_err(wrong)
     }
 
@@ -216,7 +267,7 @@ async fn show(
     again: &Again,
 ) -> Result<Markup, Refusal> {
     match parts {
-        ["login", ..] | ["signup" | "setup" | "verify" | "forgot" | "reset" | "join"] => {
+        ["login" | "email", ..] | ["signup" | "setup" | "verify" | "forgot" | "reset" | "join"] => {
             door::show(visit, parts, query, again).await
         }
         ["teams", ..] | ["audit"] => teams::show(visit, parts, query, again).await,
@@ -239,12 +290,13 @@ async fn send(
     let form = Form::parse(&visit.body);
     visit.check_form(Some(form.get("csrf")))?;
     let sent = match parts {
-        ["login", ..]
+        ["login" | "email", ..]
         | ["signup" | "setup" | "verify" | "forgot" | "reset" | "join" | "logout"] => {
             door::send(visit, parts, &form).await
         }
         ["apps", _, "webhooks", ..] => webhooks::send(visit, parts, &form).await,
         ["apps", _, "push", ..] => push::send(visit, parts, &form).await,
+        ["apps", _] | ["apps", _, "settings"] => settings::send(visit, parts, &form).await,
         ["teams", _, "apps"] | ["apps", ..] => apps::send(visit, parts, &form).await,
         ["teams", ..] => teams::send(visit, parts, &form).await,
         _ => account::send(visit, parts, &form).await,
@@ -261,10 +313,7 @@ async fn send(
         return Err(refusal);
     }
     let status = refusal.status;
-    let again = Again {
-        form,
-        problem: Some(sentence(&refusal.error.text)),
-    };
+    let again = Again::of(parts, form, &refusal.error.text);
     let page = show(visit, &form_page(parts), query, &again).await?;
     Ok(html(status, page.into_string()))
 }
@@ -281,26 +330,11 @@ fn form_page<'p>(parts: &[&'p str]) -> Vec<&'p str> {
         ["apps" | "teams", ..] => kept(2),
         ["account", "sessions", ..] => vec!["account", "sessions"],
         ["account", "totp", "confirm"] => vec!["account", "totp"],
+        ["account", "email", ..] => vec!["account"],
         ["account", _, ..] => vec!["account", "security"],
         ["accounts" | "connections", ..] => kept(1),
         _ => parts.to_vec(),
     }
-}
-
-/// As the beginning of a sentence with its end.
-fn sentence(text: &str) -> String {
-    let mut characters = text.chars();
-    let first = characters
-        .next()
-        .map(|first| first.to_uppercase().to_string())
-        .unwrap_or_default();
-    let rest = characters.as_str();
-    let end = if text.ends_with(['.', '!', '?']) {
-        ""
-    } else {
-        "."
-    };
-    format!("{first}{rest}{end}")
 }
 
 /// The page that says why there is no other.
@@ -375,6 +409,7 @@ impl Visit<'_> {
         let flash = self.said();
         let mut shell = Shell {
             csrf: self.form_token(),
+            sent: again.sent.clone(),
             flash: again.problem.clone().map(Flash::Failed).or(flash),
             now_ms: self.server.now().unix_ms,
             has_webhooks: self.settings.serves("/admin/apps/{app}/webhooks"),

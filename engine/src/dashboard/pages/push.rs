@@ -7,7 +7,7 @@ use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::{Again, Form, Next, call, fill, object};
 use crate::dashboard::face::pages::push;
-use crate::dashboard::face::{Errors, paths};
+use crate::dashboard::face::paths;
 use crate::dashboard::visit::Visit;
 use crate::http::Refusal;
 
@@ -51,7 +51,6 @@ async fn all(
         .ask(Method::GET, &path("subscriptions"), &asked.finish(), None)
         .await?;
     let shell = visit.shell(Some(app), None, again).await?;
-    let form = &again.form;
     let view = push::Push {
         providers: fill(&providers["providers"]),
         stats: fill(&stats["stats"]),
@@ -59,14 +58,6 @@ async fn all(
         subscriptions: fill(&devices["subscriptions"]),
         cursor: devices["cursor"].as_str().map(str::to_owned),
         member: query.get("member").to_owned(),
-        form: push::SendForm {
-            target: form.get("target").to_owned(),
-            to: form.get("to").to_owned(),
-            title: form.get("title").to_owned(),
-            body: form.get("body").to_owned(),
-            url: form.get("url").to_owned(),
-        },
-        errors: Errors::new(),
     };
     Ok(push::render(&shell, &view))
 }

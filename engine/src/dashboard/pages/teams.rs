@@ -2,12 +2,11 @@
 
 use maud::Markup;
 use serde_json::{Value, json};
-use shardwire_proto::account::permissions::Role;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
 use super::{Again, Form, Next, call, fill, nothing};
 use crate::dashboard::face::pages::{audit, teams};
-use crate::dashboard::face::{Errors, paths};
+use crate::dashboard::face::paths;
 use crate::dashboard::visit::Visit;
 use crate::http::Refusal;
 
@@ -23,8 +22,6 @@ pub(super) async fn show(
             let shell = visit.shell(None, None, again).await?;
             let view = teams::Teams {
                 teams: fill(&all["teams"]),
-                name: again.form.get("name").to_owned(),
-                errors: Errors::new(),
             };
             Ok(teams::list(&shell, &view))
         }
@@ -60,9 +57,6 @@ async fn one(visit: &mut Visit<'_>, team: &str, again: &Again) -> Result<Markup,
             .who
             .as_ref()
             .map_or_else(String::new, |who| who.account.clone()),
-        email: again.form.get("email").to_owned(),
-        role: Role::parse(again.form.get("role")),
-        errors: Errors::new(),
         link: None,
     };
     Ok(teams::one(&shell, &view))
@@ -150,7 +144,7 @@ pub(super) async fn send(
         ["teams", team, "delete"] => {
             let name = visit.get(&call(&["teams", team])).await?["name"].take();
             if name != form.get("confirm") {
-                let text = "that is not the team's name; nothing was deleted";
+                let text = "`confirm`: that is not the team's name; nothing was deleted";
                 return Err(ProtocolError::with_text(ErrorCode::BadField, text).into());
             }
             visit.delete(&call(&["teams", team])).await?;

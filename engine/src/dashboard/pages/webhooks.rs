@@ -8,7 +8,7 @@ use shardwire_proto::error::ErrorCode;
 use super::{Again, Form, Next, call, fill, nothing, object};
 use crate::dashboard::face::pages::keys::Secret;
 use crate::dashboard::face::pages::webhooks;
-use crate::dashboard::face::{Errors, paths};
+use crate::dashboard::face::paths;
 use crate::dashboard::visit::Visit;
 use crate::http::Refusal;
 
@@ -41,11 +41,6 @@ async fn list(
     let view = webhooks::Webhooks {
         webhooks: fill(&found["webhooks"]),
         cursor: found["cursor"].as_str().map(str::to_owned),
-        form: match &again.problem {
-            Some(_) => fill(&fields(&again.form).unwrap_or_else(|_| nothing())),
-            None => webhooks::Webhook::default(),
-        },
-        errors: Errors::new(),
         secret,
     };
     Ok(webhooks::list(&shell, &view))
@@ -69,7 +64,6 @@ async fn one(
         behind: deliveries["behind"].as_u64(),
         failures_in_a_row: deliveries["failuresInARow"].as_u64(),
         dead_letters: fill(&dead["deadLetters"]),
-        errors: Errors::new(),
         secret,
     };
     Ok(webhooks::one(&shell, &view))

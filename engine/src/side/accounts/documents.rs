@@ -51,7 +51,7 @@ pub(super) struct SecondFactor {
     pub(super) since_ms: u64,
 }
 
-/// Whose an address is. Id: the address.
+/// Whose an address is. Id: the address; label `account`. It expires where the account has another one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Email {
     pub(super) account: String,
@@ -74,6 +74,9 @@ pub(super) struct Link {
     pub(super) purpose: Purpose,
     /// The account, or for [`Purpose::Join`] the invitation.
     pub(super) subject: String,
+    /// Of an address change: the one that the link makes the account's.
+    #[serde(default)]
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +90,10 @@ pub(super) enum Purpose {
     Reset,
     /// Takes an invitation.
     Join,
+    /// Makes another address the account's.
+    NewAddress,
+    /// Leads back to the address that the account had.
+    OldAddress,
 }
 
 impl Purpose {
@@ -98,6 +105,8 @@ impl Purpose {
             Self::Verify => ("verify", 24 * HOUR_MS),
             Self::Reset => ("reset", HOUR_MS),
             Self::Join => ("join", 7 * 24 * HOUR_MS),
+            Self::NewAddress => ("email/confirm", 24 * HOUR_MS),
+            Self::OldAddress => ("email/undo", 7 * 24 * HOUR_MS),
         }
     }
 }

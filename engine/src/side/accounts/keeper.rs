@@ -63,6 +63,12 @@ impl<D: Document> Kept<D> {
         self.put()
     }
 
+    /// As [`Self::put`], for as long as nobody deletes it.
+    pub(super) fn put_for_good(&mut self) -> Result<Change> {
+        self.record.expires_ms = None;
+        self.put()
+    }
+
     /// Deletes it if it is as it was read.
     pub(super) fn delete(&self) -> Change {
         Change::Delete {
@@ -166,12 +172,24 @@ impl Keeper {
         subject: &str,
         label: Option<&str>,
     ) -> Result<(String, Change)> {
+        self.link_to(purpose, subject, label, None)
+    }
+
+    /// As [`Self::link`], of an address change.
+    pub(super) fn link_to(
+        &self,
+        purpose: Purpose,
+        subject: &str,
+        label: Option<&str>,
+        address: Option<&str>,
+    ) -> Result<(String, Change)> {
         let token = BASE64URL_NOPAD.encode(&sys::random_32());
         let (page, life_ms) = purpose.page();
         let now_ms = self.now();
         let link = Link {
             purpose,
             subject: subject.to_owned(),
+            address: address.map(str::to_owned),
         };
         let labels: Vec<(&str, &str)> = label.map(|value| ("account", value)).into_iter().collect();
         let mut record = record(KeyHash::of(&token).to_string(), &link, &labels, now_ms)?;

@@ -148,7 +148,7 @@ impl Keeper {
             );
             return Err(ProtocolError::with_text(
                 ErrorCode::UnknownKey,
-                "the code is wrong or was used already",
+                "`code` is wrong or was used already",
             ));
         };
         let [pair, ..] = names(client, &email);
@@ -308,7 +308,7 @@ impl AccountsHandle {
         self.tell(move |keeper| keeper.failed(&email, &client));
         Err(ProtocolError::with_text(
             ErrorCode::UnknownKey,
-            "the password is wrong",
+            "`password` is wrong",
         ))
     }
 
@@ -324,8 +324,13 @@ impl AccountsHandle {
         client: Client,
     ) -> Result<()> {
         check_password(&password, &who.email)?;
-        self.confirm(who.account.clone(), current, client.clone())
-            .await?;
+        let confirmed = self
+            .confirm(who.account.clone(), current, client.clone())
+            .await;
+        confirmed.map_err(|error| match error.code {
+            ErrorCode::UnknownKey => ProtocolError::with_text(error.code, "`current` is wrong"),
+            _ => error,
+        })?;
         let hash = self.hashing.hash(password).await?;
         let (account, session) = (who.account.clone(), who.session.clone());
         self.ask(move |keeper| keeper.change_password(&account, &session, hash, &client))

@@ -10,6 +10,7 @@
 //! Invariants: passwords, refresh tokens and links are kept as hashes, secrets of second factors encrypted; what is
 //! answered is stored; from the outside nobody learns whether an address has an account.
 
+mod address;
 mod audit;
 mod documents;
 mod hashing;
@@ -35,6 +36,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use futures_lite::future;
 use shardwire_proto::error::{ErrorCode, ProtocolError};
 
+pub use self::address::NewAddress;
 pub use self::audit::{Actor, AuditPage, Entry};
 pub use self::keeper::Keeper;
 pub use self::login::{Begun, LoginStep};

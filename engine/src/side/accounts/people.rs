@@ -10,7 +10,7 @@ use super::sessions::Client;
 use crate::records::{Change, Scan};
 
 /// Requests for letters of an address, or to one, that are granted at once.
-const LETTERS_FREE: u32 = 4;
+pub(super) const LETTERS_FREE: u32 = 4;
 
 /// What an operator is told about an account.
 #[derive(Debug, Clone, Serialize)]
@@ -88,10 +88,12 @@ impl Keeper {
     }
 
     pub(super) fn by_email(&mut self, email: &str) -> Result<Option<Kept<Account>>> {
-        match self.find::<Email>(email)? {
-            Some(email) => self.find(&email.document.account),
-            None => Ok(None),
-        }
+        let Some(owner) = self.find::<Email>(email)? else {
+            return Ok(None);
+        };
+        let found = self.find::<Account>(&owner.document.account)?;
+        // Not by an address that it had.
+        Ok(found.filter(|kept| kept.document.email == email))
     }
 
     /// Adds an account. With `verified`, the address is known to be theirs.
@@ -121,7 +123,7 @@ impl Keeper {
             account: id.clone(),
         };
         let mut changes = vec![
-            add::<Email>(record(email, &owner, &[], now_ms)?),
+            add::<Email>(record(email, &owner, &[("account", &id)], now_ms)?),
             add::<Account>(record(id.clone(), &account, &[], now_ms)?),
         ];
         if is_operator {
@@ -191,6 +193,11 @@ impl Keeper {
             changes.push(member.delete());
         }
         changes.push(Change::delete(Email::KIND, kept.document.email.clone()));
+        for had in self.labelled::<Email>("account", &id)? {
+            if had.id != kept.document.email {
+                changes.push(had.delete());
+            }
+        }
         changes.push(kept.delete());
         self.apply(&changes)
     }
@@ -266,7 +273,7 @@ impl Keeper {
     // -- sign-up and addresses --------------------------------------------------------------------------------------
 
     /// Lets so many letters be asked for, and no more.
-    fn admit_letter(&mut self, client: &Client, email: &str) -> Result<()> {
+    pub(super) fn admit_letter(&mut self, client: &Client, email: &str) -> Result<()> {
         for name in [
             format!("letters from {}", client.address),
             format!("letters to {email}"),
@@ -367,6 +374,7 @@ impl Keeper {
         kept.document.verified_ms.get_or_insert(now_ms);
         let mut changes = vec![kept.put()?, link.delete()];
         changes.extend(self.session_ends(&kept.id, None)?);
+        changes.extend(self.link_ends(&kept.id, &[Purpose::NewAddress])?);
         self.apply(&changes)?;
         self.told_of_password(&kept, client, "password reset");
         Ok(())
@@ -384,6 +392,7 @@ impl Keeper {
         kept.document.password = Some(hash);
         let mut changes = vec![kept.put()?];
         changes.extend(self.session_ends(account, Some(session))?);
+        changes.extend(self.link_ends(account, &[Purpose::NewAddress])?);
         self.apply(&changes)?;
         self.told_of_password(&kept, client, "password changed");
         Ok(())

@@ -59,8 +59,7 @@ impl Keeper {
         let secret = self.unseal(account, &sealed).ok_or(ErrorCode::Internal)?;
         let now_ms = self.now();
         let step = check_code(&secret, code, 0, now_ms);
-        let step =
-            step.ok_or_else(|| bad("the code is wrong; is the clock of the device right?"))?;
+        let step = step.ok_or_else(|| bad("`code` is wrong; is the clock of the device right?"))?;
         let (recovery, codes) = make_recovery_codes();
         kept.document.second_factor = Some(SecondFactor {
             sealed,

@@ -1,5 +1,7 @@
 //! The accounts thread's state against records in a file, with a clock of the tests' own.
 
+mod address;
+
 use std::sync::Arc;
 
 use shardwire_proto::account::permissions::Role;

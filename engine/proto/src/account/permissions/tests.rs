@@ -15,10 +15,14 @@ POST   /verify                                     y y y y y y y y
 POST   /forgot                                     y y y y y y y y
 POST   /reset                                      y y y y y y y y
 POST   /join                                       y y y y y y y y
+POST   /email/confirm                              y y y y y y y y
+POST   /email/undo                                 y y y y y y y y
 POST   /logout                                     - y y y y y y y
 GET    /me                                         - y y y y y y y
 PATCH  /me                                         - y y y y y y y
 POST   /me/password                                - y y y y y y y
+POST   /me/email                                   - y y y y y y y
+DELETE /me/email                                   - y y y y y y y
 GET    /me/sessions                                - y y y y y y y
 DELETE /me/sessions                                - y y y y y y y
 DELETE /me/sessions/{id}                           - y y y y y y y

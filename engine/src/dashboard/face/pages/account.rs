@@ -10,35 +10,64 @@ use crate::dashboard::face::components::{
     Confirm, Field, Tone, badge, card, copyable, form, table, time,
 };
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Shell, paths};
+use crate::dashboard::face::{Shell, paths};
 
 #[derive(Debug, Clone, Default)]
 pub struct Profile {
     pub name: String,
     pub email: String,
     pub is_verified: bool,
-    pub errors: Errors,
+    /// The address that waits to be confirmed.
+    pub pending_email: Option<String>,
+    /// Whether a code is asked for too.
+    pub has_second_factor: bool,
 }
 
 pub fn profile(shell: &Shell, view: &Profile) -> Markup {
-    let body = card(
-        "you",
-        "You",
-        html! {
-            dl class="facts" {
-                dt { "E-mail" }
-                dd {
-                    (view.email) " "
-                    @if view.is_verified { (badge(Tone::Good, "confirmed")) } @else { (badge(Tone::Warn, "not confirmed")) }
-                }
-            }
-            (form(shell, &paths::to(&["account"]), html! {
-                (Field::new("name", "Name").value(&view.name).required().max(80).autocomplete("name").errors(&view.errors))
+    let action = paths::to(&["account"]);
+    let body = html! {
+        div class="grid-2" {
+            (card("you", "You", form(shell, &action, html! {
+                (Field::new("name", "Name").value(&view.name).required().max(80).autocomplete("name")
+                    .sent(shell.sent_to(&action)))
                 div class="actions" { button type="submit" class="button primary" { "Save" } }
-            }))
-        },
-    );
+            })))
+            (card("address", "E-mail address", address(shell, view)))
+        }
+    };
     page(shell, &Head::new("Profile", Place::Account), &body)
+}
+
+fn address(shell: &Shell, view: &Profile) -> Markup {
+    let action = paths::to(&["account", "email"]);
+    let sent = shell.sent_to(&action);
+    let fields = html! {
+        (Field::new("email", "New address").kind("email").required().max(254).autocomplete("email").sent(sent)
+            .hint("A link goes there; until it is opened nothing changes. Your address so far is told too."))
+        (Field::new("password", "Your password").kind("password").required().autocomplete("current-password")
+            .scope("address").sent(sent))
+        @if view.has_second_factor {
+            (Field::new("code", "Code").required().autocomplete("one-time-code").max(32).sent(sent)
+                .hint("Of your authenticator app, or a recovery code."))
+        }
+        div class="actions" { button type="submit" class="button" { "Change the address" } }
+    };
+    html! {
+        p {
+            (view.email) " "
+            @if view.is_verified { (badge(Tone::Good, "confirmed")) } @else { (badge(Tone::Warn, "not confirmed")) }
+        }
+        @if let Some(pending) = &view.pending_email {
+            div class="line" {
+                p { (pending) " " (badge(Tone::Warn, "waits for its link to be opened")) }
+                (crate::dashboard::face::components::button(shell, &paths::to(&["account", "email", "keep"]), "Keep the old one"))
+            }
+        }
+        details class="disclosure" open[sent.is_some()] {
+            summary { h3 { "Change the address" } }
+            (form(shell, &action, fields))
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -136,14 +165,13 @@ pub struct Security {
     pub codes_left: Option<u64>,
     /// What happened to the account of late.
     pub entries: Vec<Entry>,
-    pub errors: Errors,
 }
 
 pub fn security(shell: &Shell, view: &Security) -> Markup {
     let head = Head::new("Security", Place::Security);
     let body = html! {
         div class="grid-2" {
-            (card("password", "Password", password(shell, view)))
+            (card("password", "Password", password(shell)))
             (card("second-factor", "Second factor", second_factor(shell, view)))
         }
         (card("events", "What happened", entries(shell, &view.entries)))
@@ -151,26 +179,34 @@ pub fn security(shell: &Shell, view: &Security) -> Markup {
     page(shell, &head, &body)
 }
 
-fn password(shell: &Shell, view: &Security) -> Markup {
+fn password(shell: &Shell) -> Markup {
+    let action = paths::to(&["account", "password"]);
+    let sent = shell.sent_to(&action);
     let hint = format!("{PASSWORD_CHARS_MIN} characters or more.");
     let fields = html! {
         (Field::new("current", "Password now").kind("password").required().autocomplete("current-password")
-            .scope("pw").errors(&view.errors))
+            .scope("pw").sent(sent))
         (Field::new("password", "New password").kind("password").required().autocomplete("new-password")
-            .scope("pw").errors(&view.errors).hint(&hint))
+            .scope("pw").sent(sent).hint(&hint))
         div class="actions" { button type="submit" class="button primary" { "Change the password" } }
     };
     html! {
         p class="hint" { "Your other sessions end." }
-        (form(shell, &paths::to(&["account", "password"]), fields))
+        (form(shell, &action, fields))
     }
 }
 
 fn second_factor(shell: &Shell, view: &Security) -> Markup {
-    let own_password = |scope: &'static str| {
+    let [begin, end, codes] = [
+        &["account", "totp"][..],
+        &["account", "totp", "remove"],
+        &["account", "recovery-codes"],
+    ]
+    .map(paths::to);
+    let own_password = |scope: &'static str, action: &str| {
         html! {
             (Field::new("password", "Your password").kind("password").required()
-                .autocomplete("current-password").scope(scope))
+                .autocomplete("current-password").scope(scope).sent(shell.sent_to(action)))
         }
     };
     html! {
@@ -185,9 +221,9 @@ fn second_factor(shell: &Shell, view: &Security) -> Markup {
                     label: "New recovery codes",
                     title: "Make new recovery codes?",
                     text: "The old ones are worth nothing afterwards.",
-                    action: &paths::to(&["account", "recovery-codes"]),
+                    action: &codes,
                     verb: "Make them",
-                    fields: own_password("codes"),
+                    fields: own_password("codes", &codes),
                     is_dangerous: false,
                 }.render(shell))
                 (Confirm {
@@ -195,15 +231,16 @@ fn second_factor(shell: &Shell, view: &Security) -> Markup {
                     label: "Turn off",
                     title: "Turn the second factor off?",
                     text: "Your password alone is enough to sign in afterwards.",
-                    action: &paths::to(&["account", "totp", "remove"]),
+                    action: &end,
                     verb: "Turn it off",
-                    fields: own_password("totp-off"),
+                    fields: own_password("totp-off", &end),
                     is_dangerous: true,
                 }.render(shell))
             }
         } @else {
             p { (badge(Tone::Warn, "off")) " With it, a stolen password is not enough." }
-            (form(shell, &paths::to(&["account", "totp"]), html! {
+            (form(shell, &begin, html! {
+                (own_password("totp-on", &begin))
                 div class="actions" { button type="submit" class="button primary" { "Set it up" } }
             }))
         }
@@ -217,12 +254,12 @@ pub struct Enrolment {
     pub secret: String,
     /// To be read from the picture: `otpauth://…`.
     pub url: String,
-    pub errors: Errors,
 }
 
 pub fn enrolment(shell: &Shell, view: &Enrolment) -> Markup {
     let mut head = Head::new("Set up the second factor", Place::Security);
     head.crumb("Security", paths::to(&["account", "security"]));
+    let confirm = paths::to(&["account", "totp", "confirm"]);
     let body = card(
         "scan",
         "1. Tell your app",
@@ -231,8 +268,8 @@ pub fn enrolment(shell: &Shell, view: &Enrolment) -> Markup {
             (qr(&view.url))
             (copyable("totp-secret", "Key", &view.secret))
             h2 { "2. Prove that it works" }
-            (form(shell, &paths::to(&["account", "totp", "confirm"]), html! {
-                (Field::new("code", "Code").required().autocomplete("one-time-code").max(8).errors(&view.errors)
+            (form(shell, &confirm, html! {
+                (Field::new("code", "Code").required().autocomplete("one-time-code").max(8).sent(shell.sent_to(&confirm))
                     .hint("The six digits that the app shows now."))
                 div class="actions" {
                     button type="submit" class="button primary" { "Turn it on" }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::dashboard::face::components::{Field, Tone, badge, csrf, empty, table};
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Named, Shell, format, paths};
+use crate::dashboard::face::{Named, Shell, format, paths};
 
 /// An app in a list.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -28,10 +28,6 @@ pub struct Apps {
     pub apps: Vec<AppSummary>,
     /// Teams in which the account may make apps.
     pub teams: Vec<Named>,
-    /// What the form was sent with.
-    pub id: String,
-    pub name: String,
-    pub errors: Errors,
 }
 
 pub fn render(shell: &Shell, view: &Apps) -> Markup {
@@ -47,17 +43,25 @@ pub fn render(shell: &Shell, view: &Apps) -> Markup {
 }
 
 fn new_app(shell: &Shell, view: &Apps) -> Markup {
-    let is_open = !view.errors.is_empty() || view.apps.is_empty();
-    let first = view.teams.first().map_or("", |team| &team.id);
+    // It may have been sent to any of the teams.
+    let actions = view
+        .teams
+        .iter()
+        .map(|team| paths::team(&team.id, &["apps"]));
+    let mut actions: Vec<String> = actions.collect();
+    actions.sort_by_key(|action| *action != shell.sent.action);
+    let action = actions.first().map_or("", String::as_str);
+    let sent = shell.sent_to(action);
+    let is_open = sent.is_some() || view.apps.is_empty();
     html! {
         details class="card disclosure" open[is_open] {
             summary { h2 { "New app" } }
-            form method="post" action=(paths::team(first, &["apps"])) class="form" {
+            form method="post" action=(action) class="form" {
                 (csrf(shell))
                 div class="columns" {
-                    (Field::new("name", "Name").value(&view.name).required().max(128).errors(&view.errors)
+                    (Field::new("name", "Name").required().max(128).sent(sent)
                         .hint("For people."))
-                    (Field::new("id", "Id").value(&view.id).max(64).errors(&view.errors)
+                    (Field::new("id", "Id").max(64).sent(sent)
                         .hint("Letters, digits, - and _. Left empty, one is made."))
                 }
                 div class="actions" {

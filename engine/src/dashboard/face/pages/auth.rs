@@ -6,24 +6,24 @@ use shardwire_proto::account::password::PASSWORD_CHARS_MIN;
 
 use crate::dashboard::face::components::{Field, csrf};
 use crate::dashboard::face::layout::{Head, Place, plain_page};
-use crate::dashboard::face::{Errors, Shell, paths};
+use crate::dashboard::face::{Sent, Shell, paths};
 
 #[derive(Debug, Clone, Default)]
 pub struct Login {
-    pub email: String,
     /// Where to go after it: a path of the dashboard.
     pub next: String,
-    pub errors: Errors,
     pub is_signup_open: bool,
 }
 
 pub fn login(shell: &Shell, view: &Login) -> Markup {
+    let action = paths::to(&["login"]);
+    let sent = shell.sent_to(&action);
     let body = html! {
-        (form(shell, &paths::to(&["login"]), "Sign in", html! {
+        (form(shell, &action, "Sign in", html! {
             @if !view.next.is_empty() { input type="hidden" name="next" value=(view.next); }
-            (email(&view.email, &view.errors))
+            (email(sent))
             (Field::new("password", "Password").kind("password").required()
-                .autocomplete("current-password").errors(&view.errors))
+                .autocomplete("current-password").sent(sent))
         }))
         p class="aside" {
             a href=(paths::to(&["forgot"])) { "Forgot your password?" }
@@ -33,11 +33,13 @@ pub fn login(shell: &Shell, view: &Login) -> Markup {
     plain_page(shell, &Head::new("Sign in", Place::Nowhere), &body)
 }
 
-/// The second factor. `errors` may name `code`.
-pub fn code(shell: &Shell, errors: &Errors) -> Markup {
+/// The second factor.
+pub fn code(shell: &Shell) -> Markup {
+    let action = paths::to(&["login", "code"]);
+    let sent = shell.sent_to(&action);
     let body = html! {
-        (form(shell, &paths::to(&["login", "code"]), "Go on", html! {
-            (Field::new("code", "Code").required().autocomplete("one-time-code").max(32).errors(errors)
+        (form(shell, &action, "Go on", html! {
+            (Field::new("code", "Code").required().autocomplete("one-time-code").max(32).sent(sent)
                 .hint("Six digits from your authenticator app, or one of your recovery codes."))
         }))
         p class="aside" { a href=(paths::to(&["login"])) { "Start again" } }
@@ -45,19 +47,14 @@ pub fn code(shell: &Shell, errors: &Errors) -> Markup {
     plain_page(shell, &Head::new("Second step", Place::Nowhere), &body)
 }
 
-#[derive(Debug, Clone, Default)]
-pub struct Signup {
-    pub email: String,
-    pub name: String,
-    pub errors: Errors,
-}
-
-pub fn signup(shell: &Shell, view: &Signup) -> Markup {
+pub fn signup(shell: &Shell) -> Markup {
+    let action = paths::to(&["signup"]);
+    let sent = shell.sent_to(&action);
     let body = html! {
-        (form(shell, &paths::to(&["signup"]), "Make the account", html! {
-            (name(&view.name, &view.errors))
-            (email(&view.email, &view.errors))
-            (new_password(&view.errors))
+        (form(shell, &action, "Make the account", html! {
+            (name(sent))
+            (email(sent))
+            (new_password(sent))
         }))
         p class="aside" { a href=(paths::to(&["login"])) { "I have an account" } }
     };
@@ -81,23 +78,22 @@ pub fn look_at_mail(shell: &Shell, text: &str) -> Markup {
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     pub token: String,
-    pub email: String,
-    pub name: String,
-    pub errors: Errors,
 }
 
 pub fn setup(shell: &Shell, view: &Setup) -> Markup {
+    let action = paths::to(&["setup"]);
+    let sent = shell.sent_to(&action);
     let head = Head::new("Welcome", Place::Nowhere)
         .lead(html! { "Make the first account. It runs this server." });
     let body = form(
         shell,
-        &paths::to(&["setup"]),
+        &action,
         "Make the account",
         html! {
             (token(&view.token))
-            (name(&view.name, &view.errors))
-            (email(&view.email, &view.errors))
-            (new_password(&view.errors))
+            (name(sent))
+            (email(sent))
+            (new_password(sent))
         },
     );
     plain_page(shell, &head, &body)
@@ -116,24 +112,56 @@ pub fn verify(shell: &Shell, token_of_link: &str) -> Markup {
     plain_page(shell, &head, &body)
 }
 
-pub fn forgot(shell: &Shell, address: &str, errors: &Errors) -> Markup {
+/// Makes another address an account's. A form, as [`verify`] is.
+pub fn confirm_email(shell: &Shell, token_of_link: &str) -> Markup {
+    let body = form(
+        shell,
+        &paths::to(&["email", "confirm"]),
+        "Make it my address",
+        token(token_of_link),
+    );
+    let head = Head::new("Your new address", Place::Nowhere)
+        .lead(html! { "You sign in with it afterwards, and letters go there." });
+    plain_page(shell, &head, &body)
+}
+
+/// Gives an account back to whoever had the address `email` in it.
+pub fn undo_email(shell: &Shell, token_of_link: &str, email: &str) -> Markup {
+    let body = html! {
+        ul class="bare" {
+            li { strong { (email) } " is the account’s address." }
+            li { "Everybody is signed out." }
+            li { "You set another password." }
+        }
+        (form(shell, &paths::to(&["email", "undo"]), "It was not me", token(token_of_link)))
+    };
+    let head = Head::new("Take your account back", Place::Nowhere)
+        .lead(html! { "If you changed the address yourself, close this page." });
+    plain_page(shell, &head, &body)
+}
+
+pub fn forgot(shell: &Shell) -> Markup {
+    let action = paths::to(&["forgot"]);
+    let sent = shell.sent_to(&action);
     let head = Head::new("Set a new password", Place::Nowhere)
         .lead(html! { "You get a link by mail that is good for a short time." });
     let body = html! {
-        (form(shell, &paths::to(&["forgot"]), "Send the link", email(address, errors)))
+        (form(shell, &action, "Send the link", email(sent)))
         p class="aside" { a href=(paths::to(&["login"])) { "Back to sign in" } }
     };
     plain_page(shell, &head, &body)
 }
 
-pub fn reset(shell: &Shell, token_of_link: &str, errors: &Errors) -> Markup {
+pub fn reset(shell: &Shell, token_of_link: &str) -> Markup {
+    let action = paths::to(&["reset"]);
+    let sent = shell.sent_to(&action);
     let head = Head::new("Set a new password", Place::Nowhere)
         .lead(html! { "All sessions of the account end." });
     let body = form(
         shell,
-        &paths::to(&["reset"]),
+        &action,
         "Set the password",
-        html! { (token(token_of_link)) (new_password(errors)) },
+        html! { (token(token_of_link)) (new_password(sent)) },
     );
     plain_page(shell, &head, &body)
 }
@@ -146,13 +174,13 @@ pub struct Join {
     /// As it is written: `developer`.
     pub role: String,
     pub email: String,
-    pub name: String,
     /// Whether there is an account with the address already, or somebody is signed in: then a click is enough.
     pub has_account: bool,
-    pub errors: Errors,
 }
 
 pub fn join(shell: &Shell, view: &Join) -> Markup {
+    let action = paths::to(&["join"]);
+    let sent = shell.sent_to(&action);
     let title = format!("Join {}", view.team);
     let head = Head::new(&title, Place::Nowhere).lead(html! {
         "You are invited as " strong { (view.role) }
@@ -160,13 +188,13 @@ pub fn join(shell: &Shell, view: &Join) -> Markup {
     });
     let body = form(
         shell,
-        &paths::to(&["join"]),
+        &action,
         "Join the team",
         html! {
             (token(&view.token))
             @if !view.has_account {
-                (name(&view.name, &view.errors))
-                (new_password(&view.errors))
+                (name(sent))
+                (new_password(sent))
             }
         },
     );
@@ -187,22 +215,22 @@ fn token(token: &str) -> Markup {
     html! { input type="hidden" name="token" value=(token); }
 }
 
-fn email(address: &str, errors: &Errors) -> Markup {
-    let field = Field::new("email", "E-mail").kind("email").value(address);
-    html! { (field.required().autocomplete("username").max(254).errors(errors)) }
+fn email(sent: &Sent) -> Markup {
+    let field = Field::new("email", "E-mail").kind("email");
+    html! { (field.required().autocomplete("username").max(254).sent(sent)) }
 }
 
-fn name(name: &str, errors: &Errors) -> Markup {
-    let field = Field::new("name", "Your name").value(name).required();
-    html! { (field.autocomplete("name").max(80).errors(errors)) }
+fn name(sent: &Sent) -> Markup {
+    let field = Field::new("name", "Your name").required();
+    html! { (field.autocomplete("name").max(80).sent(sent)) }
 }
 
-fn new_password(errors: &Errors) -> Markup {
+fn new_password(sent: &Sent) -> Markup {
     let field = Field::new("password", "Password")
         .kind("password")
         .required();
     html! {
-        (field.autocomplete("new-password").errors(errors)
+        (field.autocomplete("new-password").sent(sent)
             .hint(&format!("{PASSWORD_CHARS_MIN} characters or more. A few words in a row are good.")))
     }
 }

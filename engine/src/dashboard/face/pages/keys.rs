@@ -9,7 +9,7 @@ use crate::dashboard::face::components::{
     Confirm, Field, Tone, badge, button, card, copyable, csrf, empty, select, table, time, time_or,
 };
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Shell, paths};
+use crate::dashboard::face::{Shell, paths};
 
 /// As the admin API shows it.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -56,18 +56,6 @@ pub struct Keys {
     pub keys: Vec<Key>,
     pub signing_keys: Vec<SigningKey>,
     pub secret: Option<Secret>,
-    /// What the form for a key was sent with, and what is wrong with it.
-    pub form: KeyForm,
-    pub errors: Errors,
-    /// The same of the form for a signing key.
-    pub signing_errors: Errors,
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct KeyForm {
-    pub kind: String,
-    pub name: String,
-    pub capabilities: String,
 }
 
 pub fn render(shell: &Shell, view: &Keys) -> Markup {
@@ -96,7 +84,7 @@ pub fn render(shell: &Shell, view: &Keys) -> Markup {
                 @let rows: Vec<_> = view.signing_keys.iter().map(|key| signing_row(shell, key, may_sign)).collect();
                 (table("Signing keys", &["Key id", "Algorithm", "Rights", "Created", "State", ""], &rows))
             }
-            @if may_sign { (new_signing_key(shell, view)) }
+            @if may_sign { (new_signing_key(shell)) }
         }))
     };
     page(shell, &head, &body)
@@ -249,18 +237,20 @@ fn new_key(shell: &Shell, view: &Keys) -> Markup {
         ("2592000", "In 30 days"),
         ("31536000", "In 1 year"),
     ];
+    let action = paths::app(shell.app_id(), &["keys"]);
+    let sent = shell.sent_to(&action);
     html! {
-        details class="disclosure" open[!view.errors.is_empty() || view.keys.is_empty()] {
+        details class="disclosure" open[sent.is_some() || view.keys.is_empty()] {
             summary { h3 { "New key" } }
-            form method="post" action=(paths::app(shell.app_id(), &["keys"])) class="form" {
+            form method="post" action=(action) class="form" {
                 (csrf(shell))
                 div class="columns" {
-                    (Field::new("name", "Name").value(&view.form.name).max(128).errors(&view.errors).scope("key")
+                    (Field::new("name", "Name").max(128).sent(sent).scope("key")
                         .hint("Where it is used."))
-                    (select("key-kind", "kind", "Kind", &kinds, &view.form.kind))
-                    (select("key-ends", "expires_in_s", "Ends", &ends, ""))
+                    (select("key-kind", "kind", "Kind", &kinds, sent.or("kind", "client")))
+                    (select("key-ends", "expires_in_s", "Ends", &ends, sent.or("expires_in_s", "")))
                 }
-                (Field::new("capabilities", "Rights").value(&view.form.capabilities).rows(3).errors(&view.errors).scope("key")
+                (Field::new("capabilities", "Rights").rows(3).sent(sent).scope("key")
                     .hint("JSON of channel patterns and operations, such as {\"chat:*\": [\"subscribe\", \"publish\"]}. Left empty: what its kind usually may."))
                 div class="actions" { button type="submit" class="button primary" { "Make the key" } }
             }
@@ -288,24 +278,26 @@ fn signing_row(shell: &Shell, key: &SigningKey, may_change: bool) -> Markup {
     }
 }
 
-fn new_signing_key(shell: &Shell, view: &Keys) -> Markup {
+fn new_signing_key(shell: &Shell) -> Markup {
     let algorithms = [
         ("HS256", "HS256: a shared secret"),
         ("RS256", "RS256: your public RSA key"),
         ("ES256", "ES256: your public P-256 key"),
         ("EdDSA", "EdDSA: your public Ed25519 key"),
     ];
+    let action = paths::app(shell.app_id(), &["signing-keys"]);
+    let sent = shell.sent_to(&action);
     html! {
-        details class="disclosure" open[!view.signing_errors.is_empty()] {
+        details class="disclosure" open[sent.is_some()] {
             summary { h3 { "New signing key" } }
-            form method="post" action=(paths::app(shell.app_id(), &["signing-keys"])) class="form" {
+            form method="post" action=(action) class="form" {
                 (csrf(shell))
                 div class="columns" {
-                    (select("sign-algorithm", "algorithm", "Algorithm", &algorithms, "HS256"))
-                    (Field::new("kid", "Key id").max(64).errors(&view.signing_errors).scope("sign")
+                    (select("sign-algorithm", "algorithm", "Algorithm", &algorithms, sent.or("algorithm", "HS256")))
+                    (Field::new("kid", "Key id").max(64).sent(sent).scope("sign")
                         .hint("Goes into the token’s head. Left empty, one is made."))
                 }
-                (Field::new("pem", "Public key").rows(4).errors(&view.signing_errors).scope("sign")
+                (Field::new("pem", "Public key").rows(4).sent(sent).scope("sign")
                     .hint("PEM. For HS256 leave it empty: a random secret is made and shown once."))
                 div class="actions" { button type="submit" class="button primary" { "Add the signing key" } }
             }

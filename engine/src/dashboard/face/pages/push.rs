@@ -8,7 +8,7 @@ use crate::dashboard::face::components::{
     time,
 };
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Shell, format, paths};
+use crate::dashboard::face::{Shell, format, paths};
 
 /// As the admin API shows it; which fields are there depends on the platform.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -89,18 +89,6 @@ pub struct Subscription {
     pub created_at: u64,
 }
 
-/// What the form to send was sent with.
-#[derive(Debug, Clone, Default)]
-pub struct SendForm {
-    /// `member`, `channel` or `all`.
-    pub target: String,
-    /// Of the member or the channel.
-    pub to: String,
-    pub title: String,
-    pub body: String,
-    pub url: String,
-}
-
 #[derive(Debug, Clone, Default)]
 pub struct Push {
     pub providers: Vec<Provider>,
@@ -112,8 +100,6 @@ pub struct Push {
     pub cursor: Option<String>,
     /// What subscriptions were asked for: a member's.
     pub member: String,
-    pub form: SendForm,
-    pub errors: Errors,
 }
 
 /// The name of a platform for people.
@@ -149,7 +135,7 @@ pub fn render(shell: &Shell, view: &Push) -> Markup {
             (tile("t-sent", "Sent ever", &format::count(stats.sent), "taken by a provider"))
             (tile("t-failed", "Failed ever", &format::count(stats.failed), "refused or given up"))
         }
-        @if may && !view.providers.is_empty() { (card("send", "Send", send(shell, view))) }
+        @if may && !view.providers.is_empty() { (card("send", "Send", send(shell))) }
         (card("jobs", "Sends", jobs(shell, view, may)))
         (card("providers", "Providers", providers(shell, view, may)))
         (card("devices", "Devices", subscriptions(shell, view, may)))
@@ -161,27 +147,28 @@ fn may_change(shell: &Shell) -> bool {
     shell.can("POST", "/apps/{app}/push/send")
 }
 
-fn send(shell: &Shell, view: &Push) -> Markup {
-    let form = &view.form;
+fn send(shell: &Shell) -> Markup {
+    let action = paths::app(shell.app_id(), &["push", "send"]);
+    let sent = shell.sent_to(&action);
     let targets = [
         ("member", "A member"),
         ("channel", "All who are enrolled in a channel"),
         ("all", "Everybody"),
     ];
     html! {
-        form method="post" action=(paths::app(shell.app_id(), &["push", "send"])) class="form" {
+        form method="post" action=(action) class="form" {
             (csrf(shell))
             div class="columns" {
-                (select("send-target", "target", "To", &targets, &form.target))
-                (Field::new("to", "Member id or channel").value(&form.to).max(255).scope("send").errors(&view.errors)
+                (select("send-target", "target", "To", &targets, sent.or("target", "member")))
+                (Field::new("to", "Member id or channel").max(255).scope("send").sent(sent)
                     .hint("Empty for everybody."))
             }
             div class="columns" {
-                (Field::new("title", "Title").value(&form.title).required().scope("send").errors(&view.errors))
-                (Field::new("url", "Opens").kind("url").value(&form.url).scope("send").errors(&view.errors)
+                (Field::new("title", "Title").required().scope("send").sent(sent))
+                (Field::new("url", "Opens").kind("url").scope("send").sent(sent)
                     .hint("An address, for Web Push."))
             }
-            (Field::new("body", "Text").value(&form.body).scope("send").errors(&view.errors))
+            (Field::new("body", "Text").scope("send").sent(sent))
             div class="actions" { button type="submit" class="button primary" { "Send" } }
         }
     }
@@ -332,7 +319,7 @@ fn providers(shell: &Shell, view: &Push, may_change: bool) -> Markup {
                 (copyable("vapid", "Public key for Web Push", key))
             }
         }
-        @if may_change { (set_up(shell, &view.errors)) }
+        @if may_change { (set_up(shell)) }
     }
 }
 
@@ -355,11 +342,11 @@ fn provider_facts(provider: &Provider) -> Markup {
 }
 
 /// Forms of the three: `subject` · `service_account` · `topic`, `key_id`, `team_id`, `key`, `sandbox`.
-fn set_up(shell: &Shell, errors: &Errors) -> Markup {
+fn set_up(shell: &Shell) -> Markup {
     let action = |platform: &str| paths::app(shell.app_id(), &["push", "providers", platform]);
     let block = |title: &str, platform: &str, fields: Markup| {
         html! {
-            details class="disclosure" {
+            details class="disclosure" open[shell.sent_to(&action(platform)).is_some()] {
                 summary { h3 { "Set up " (title) } }
                 form method="post" action=(action(platform)) class="form" {
                     (csrf(shell))
@@ -369,24 +356,25 @@ fn set_up(shell: &Shell, errors: &Errors) -> Markup {
             }
         }
     };
+    let [web, fcm, apns] = ["web", "fcm", "apns"].map(|platform| shell.sent_to(&action(platform)));
     html! {
         (block("Web Push", "web", html! {
-            (Field::new("subject", "Contact").required().scope("web").errors(errors)
+            (Field::new("subject", "Contact").required().scope("web").sent(web)
                 .hint("mailto: or https: address where browser makers reach you. A key pair is made if there is none."))
         }))
         (block("Firebase", "fcm", html! {
-            (Field::new("service_account", "Service account").rows(5).required().scope("fcm").errors(errors)
+            (Field::new("service_account", "Service account").rows(5).required().scope("fcm").sent(fcm)
                 .hint("The JSON file of the service account. It is kept encrypted and never shown."))
         }))
         (block("Apple", "apns", html! {
             div class="columns" {
-                (Field::new("topic", "Topic").required().scope("apns").errors(errors).hint("The app’s bundle id."))
-                (Field::new("key_id", "Key id").required().scope("apns").errors(errors))
-                (Field::new("team_id", "Team id").required().scope("apns").errors(errors))
+                (Field::new("topic", "Topic").required().scope("apns").sent(apns).hint("The app’s bundle id."))
+                (Field::new("key_id", "Key id").required().scope("apns").sent(apns))
+                (Field::new("team_id", "Team id").required().scope("apns").sent(apns))
             }
-            (Field::new("key", "Key").rows(4).required().scope("apns").errors(errors)
+            (Field::new("key", "Key").rows(4).required().scope("apns").sent(apns)
                 .hint("The .p8 file. It is kept encrypted and never shown."))
-            (checkbox("apns-sandbox", "sandbox", "1", "Sandbox, for builds that are not from the store", false))
+            (checkbox("apns-sandbox", "sandbox", "1", "Sandbox, for builds that are not from the store", apns.ticked("sandbox", "1", false)))
         }))
     }
 }

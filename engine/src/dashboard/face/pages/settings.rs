@@ -4,11 +4,14 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::dashboard::face::components::{
-    Confirm, Field, Tone, badge, button, card, form, select, table, time,
-};
+use crate::dashboard::face::components::{Confirm, Field, Tone, badge, button, card, select, time};
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Named, Shell, paths};
+use crate::dashboard::face::{Named, Shell, paths};
+
+mod form;
+
+use self::form::edit;
+pub use self::form::{NAMESPACE_NUMBERS, NAMESPACE_SWITCHES};
 
 /// As the admin API shows it.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -24,32 +27,11 @@ pub struct App {
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub app: App,
-    /// The settings as they were sent, where that was refused; otherwise those of the app are shown.
-    pub settings_text: Option<String>,
-    pub errors: Errors,
+    /// Plans that there are, where whoever looks may choose one.
+    pub plans: Vec<String>,
     /// Teams it could be moved to.
     pub other_teams: Vec<Named>,
 }
-
-/// Names of settings and what they do.
-const REFERENCE: [(&str, &str); 7] = [
-    (
-        "namespaces",
-        "What is kept of the channels that match a pattern: history, persist, messages_max, ttl_s, sync",
-    ),
-    (
-        "selfAssertedIds",
-        "Whether a client may choose its id with ?clientId=",
-    ),
-    ("allowedOrigins", "Pages that may open sockets; empty: all"),
-    ("hello", "Whether a connected frame is sent first"),
-    ("jwksUrl", "Where public keys of tokens are fetched from"),
-    ("jwksFile", "The same, from a file of the server"),
-    (
-        "limits",
-        "publishRate, publishBytesMax, channelsPerConnMax, connectionsMax",
-    ),
-];
 
 pub fn render(shell: &Shell, view: &Settings) -> Markup {
     let app = &view.app;
@@ -64,9 +46,7 @@ pub fn render(shell: &Shell, view: &Settings) -> Markup {
     });
     let may = shell.can("PATCH", "/apps/{app}");
     let body = html! {
-        (card("general", "General", html! {
-            @if may { (edit(shell, view)) } @else { (read_only(app)) }
-        }))
+        @if may { (edit(shell, view)) } @else { (card("general", "General", read_only(app))) }
         @if may { (danger(shell, view)) }
     };
     page(shell, &head, &body)
@@ -86,28 +66,6 @@ fn read_only(app: &App) -> Markup {
             dt { "Settings" } dd { pre tabindex="0" { (pretty(&app.settings)) } }
         }
     }
-}
-
-fn edit(shell: &Shell, view: &Settings) -> Markup {
-    let app = &view.app;
-    let settings = match &view.settings_text {
-        Some(text) => text.clone(),
-        None => pretty(&app.settings),
-    };
-    let body = html! {
-        (Field::new("name", "Name").value(&app.name).max(128).errors(&view.errors))
-        (Field::new("settings", "Settings").value(&settings).rows(12).errors(&view.errors)
-            .hint("JSON. What is left out is as the server has it."))
-        details class="quiet" {
-            summary { "What can be set" }
-            @let rows = REFERENCE.map(|(name, text)| html! {
-                tr { th scope="row" { code { (name) } } td { (text) } }
-            });
-            (table("Settings", &["Setting", "What it does"], &rows))
-        }
-        div class="actions" { button type="submit" class="button primary" { "Save" } }
-    };
-    form(shell, &paths::app(&app.id, &[]), body)
 }
 
 fn danger(shell: &Shell, view: &Settings) -> Markup {
@@ -166,7 +124,7 @@ fn danger(shell: &Shell, view: &Settings) -> Markup {
                     verb: "Delete the app",
                     fields: html! {
                         (Field::new("confirm", &format!("Type {} to confirm", app.id)).required().scope("app-delete")
-                            .errors(&view.errors))
+                            .sent(shell.sent_to(&action("delete"))))
                     },
                     is_dangerous: true,
                 }.render(shell)))

@@ -8,7 +8,7 @@ use crate::dashboard::face::components::{
     Confirm, Field, Tone, badge, button, card, csrf, empty, form, select, table, time,
 };
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Shell, paths};
+use crate::dashboard::face::{Shell, paths};
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -23,9 +23,6 @@ pub struct Team {
 #[derive(Debug, Clone, Default)]
 pub struct Teams {
     pub teams: Vec<Team>,
-    /// What the form was sent with, and what is wrong with it.
-    pub name: String,
-    pub errors: Errors,
 }
 
 pub fn list(shell: &Shell, view: &Teams) -> Markup {
@@ -48,10 +45,10 @@ pub fn list(shell: &Shell, view: &Teams) -> Markup {
         @if rows.is_empty() {
             (empty("No teams", "Make one, or ask for an invitation to one."))
         } @else { (table("Teams", &["Team", "Your role", "Made"], &rows)) }
-        details class="card disclosure" open[!view.errors.is_empty() || rows.is_empty()] {
+        details class="card disclosure" open[shell.sent_to(&paths::to(&["teams"])).is_some() || rows.is_empty()] {
             summary { h2 { "New team" } }
             (form(shell, &paths::to(&["teams"]), html! {
-                (Field::new("name", "Name").value(&view.name).required().max(80).errors(&view.errors))
+                (Field::new("name", "Name").required().max(80).sent(shell.sent_to(&paths::to(&["teams"]))))
                 div class="actions" { button type="submit" class="button primary" { "Make the team" } }
             }))
         }
@@ -92,10 +89,6 @@ pub struct TeamView {
     pub invitations: Vec<Invitation>,
     /// The id of whoever looks.
     pub own_id: String,
-    /// What the form for an invitation was sent with.
-    pub email: String,
-    pub role: Option<Role>,
-    pub errors: Errors,
     /// Of an invitation that could not be sent by mail: to be handed over by other means.
     pub link: Option<String>,
 }
@@ -206,7 +199,8 @@ fn invitations(shell: &Shell, view: &TeamView) -> Markup {
             }
         })
         .collect();
-    let chosen = view.role.map_or("developer", Role::name);
+    let action = paths::team(&view.team.id, &["invitations"]);
+    let sent = shell.sent_to(&action);
     html! {
         @if let Some(link) = &view.link {
             p { "The invitation’s link, to be handed over by other means:" }
@@ -215,11 +209,11 @@ fn invitations(shell: &Shell, view: &TeamView) -> Markup {
         @if !rows.is_empty() {
             (table("Invitations", &["Invited", "Role", "Sent", "Ends", ""], &rows))
         }
-        (form(shell, &paths::team(&view.team.id, &["invitations"]), html! {
+        (form(shell, &action, html! {
             div class="columns" {
-                (Field::new("email", "E-mail").kind("email").value(&view.email).required().max(254)
-                    .scope("invite").errors(&view.errors))
-                (select("invite-role", "role", "Role", &assignable(shell), chosen))
+                (Field::new("email", "E-mail").kind("email").required().max(254)
+                    .scope("invite").sent(sent))
+                (select("invite-role", "role", "Role", &assignable(shell), sent.or("role", "developer")))
             }
             div class="actions" { button type="submit" class="button primary" { "Invite" } }
         }))
@@ -248,7 +242,7 @@ fn ending(shell: &Shell, view: &TeamView) -> Markup {
     html! {
         @if shell.can("PATCH", "/teams/{team}") {
             (form(shell, &paths::team(team, &[]), html! {
-                (Field::new("name", "Name").value(&view.team.name).required().max(80).scope("team").errors(&view.errors))
+                (Field::new("name", "Name").value(&view.team.name).required().max(80).scope("team").sent(shell.sent_to(&paths::team(team, &[]))))
                 div class="actions" { button type="submit" class="button" { "Rename" } }
             }))
         }
@@ -284,7 +278,7 @@ fn ending(shell: &Shell, view: &TeamView) -> Markup {
                 verb: "Delete the team",
                 fields: html! {
                     (Field::new("confirm", &format!("Type {} to confirm", view.team.name)).required()
-                        .scope("team-delete").errors(&view.errors))
+                        .scope("team-delete").sent(shell.sent_to(&paths::team(team, &["delete"]))))
                 },
                 is_dangerous: true,
             }.render(shell)))

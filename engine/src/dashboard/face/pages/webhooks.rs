@@ -9,7 +9,7 @@ use crate::dashboard::face::components::{
     Confirm, Field, Tone, badge, button, card, csrf, empty, more, select, table, tile, time,
 };
 use crate::dashboard::face::layout::{Head, Place, page};
-use crate::dashboard::face::{Errors, Shell, format, paths};
+use crate::dashboard::face::{Shell, format, paths};
 
 /// Events that can be asked for, and when they happen.
 const EVENTS: [(&str, &str); 11] = [
@@ -58,9 +58,6 @@ pub struct Batch {
 pub struct Webhooks {
     pub webhooks: Vec<Webhook>,
     pub cursor: Option<String>,
-    /// What the form was sent with, and what is wrong with it.
-    pub form: Webhook,
-    pub errors: Errors,
     /// Of the one that was made just now.
     pub secret: Option<Secret>,
 }
@@ -87,9 +84,9 @@ pub fn list(shell: &Shell, view: &Webhooks) -> Markup {
             (more(next.as_deref()))
         }
         @if may_change(shell) {
-            details class="card disclosure" open[!view.errors.is_empty() || rows.is_empty()] {
+            details class="card disclosure" open[shell.sent_to(&path).is_some() || rows.is_empty()] {
                 summary { h2 { "New webhook" } }
-                (edit(shell, &path, &view.form, &view.errors, "Make the webhook"))
+                (edit(shell, &path, &Webhook::default(), "Make the webhook"))
             }
         }
     };
@@ -136,7 +133,7 @@ fn state(webhook: &Webhook) -> Markup {
 
 /// Fields: `name`, `url`, `channels` (a pattern a line), `events` (one per box), `max_events`, `max_ms`, `concurrency`,
 /// `names`.
-fn edit(shell: &Shell, action: &str, form: &Webhook, errors: &Errors, verb: &str) -> Markup {
+fn edit(shell: &Shell, action: &str, form: &Webhook, verb: &str) -> Markup {
     let number = |value: u64, usual: u64| if value == 0 { usual } else { value }.to_string();
     let (events_max, wait, concurrency) = (
         number(form.batch.max_events, 100),
@@ -144,6 +141,7 @@ fn edit(shell: &Shell, action: &str, form: &Webhook, errors: &Errors, verb: &str
         number(form.concurrency, 1),
     );
     let channels = form.channels.join("\n");
+    let sent = shell.sent_to(action);
     let kinds = [
         ("wsocket", "channel.occupied"),
         ("pusher", "channel_occupied, as Pusher has them"),
@@ -152,13 +150,13 @@ fn edit(shell: &Shell, action: &str, form: &Webhook, errors: &Errors, verb: &str
         form method="post" action=(action) class="form" {
             (csrf(shell))
             div class="columns" {
-                (Field::new("url", "URL").kind("url").value(&form.url).required().max(2048).errors(errors))
-                (Field::new("name", "Name").value(&form.name).max(128).errors(errors))
+                (Field::new("url", "URL").kind("url").value(&form.url).required().max(2048).sent(sent))
+                (Field::new("name", "Name").value(&form.name).max(128).sent(sent))
             }
             fieldset class="checks" {
                 legend class="legend" { "Events" }
                 @for (event, when) in EVENTS {
-                    @let is_on = form.events.iter().any(|known| known == event);
+                    @let is_on = sent.ticked("events", event, form.events.iter().any(|known| known == event));
                     div class="check" {
                         input type="checkbox" id={ "ev-" (event) } name="events" value=(event) checked[is_on];
                         label for={ "ev-" (event) } { code { (event) } span class="sub" { (when) } }
@@ -166,18 +164,18 @@ fn edit(shell: &Shell, action: &str, form: &Webhook, errors: &Errors, verb: &str
                 }
             }
             p class="hint" { "None ticked: all but messages and the number of subscribers." }
-            (Field::new("channels", "Channels").value(&channels).rows(2).errors(errors)
+            (Field::new("channels", "Channels").value(&channels).rows(2).sent(sent)
                 .hint("Patterns such as chat:*, one a line. Left empty: all."))
-            details class="quiet" {
+            details class="quiet" open[sent.is_some()] {
                 summary { "Batches, order and names" }
                 div class="columns" {
-                    (Field::new("max_events", "Events of a delivery").kind("number").value(&events_max).errors(errors)
+                    (Field::new("max_events", "Events of a delivery").kind("number").value(&events_max).sent(sent)
                         .hint("1 to 100."))
-                    (Field::new("max_ms", "Wait for more, ms").kind("number").value(&wait).errors(errors)
+                    (Field::new("max_ms", "Wait for more, ms").kind("number").value(&wait).sent(sent)
                         .hint("Up to 60,000."))
-                    (Field::new("concurrency", "Deliveries at once").kind("number").value(&concurrency).errors(errors)
+                    (Field::new("concurrency", "Deliveries at once").kind("number").value(&concurrency).sent(sent)
                         .hint("1: all in order. More: those of a channel."))
-                    (select("f-names", "names", "Names of events", &kinds, &form.names))
+                    (select("f-names", "names", "Names of events", &kinds, sent.or("names", &form.names)))
                 }
             }
             div class="actions" { button type="submit" class="button primary" { (verb) } }
@@ -220,7 +218,6 @@ pub struct WebhookView {
     pub behind: Option<u64>,
     pub failures_in_a_row: Option<u64>,
     pub dead_letters: Vec<DeadLetter>,
-    pub errors: Errors,
     /// Of a rotation just now.
     pub secret: Option<Secret>,
 }
@@ -269,9 +266,10 @@ pub fn one(shell: &Shell, view: &WebhookView) -> Markup {
             @else { (table("Deliveries", &["Time", "Outcome", "#Attempt", "#Events", "#Took", "Delivery"], &attempts)) }
         }))
         @if may {
-            details class="card disclosure" open[!view.errors.is_empty()] {
+            @let path = paths::app(shell.app_id(), &["webhooks", &webhook.id]);
+            details class="card disclosure" open[shell.sent_to(&path).is_some()] {
                 summary { h2 { "Settings" } }
-                (edit(shell, &paths::app(shell.app_id(), &["webhooks", &webhook.id]), webhook, &view.errors, "Save"))
+                (edit(shell, &path, webhook, "Save"))
             }
         }
     };

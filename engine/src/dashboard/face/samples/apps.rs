@@ -3,9 +3,9 @@
 use serde_json::json;
 use shardwire_proto::account::permissions::Role;
 
-use super::{DAY, HOUR, MINUTE, NOW, Sample, Texts, app_shell, errors, sample, shell_of};
+use super::{DAY, HOUR, MINUTE, NOW, Sample, Texts, app_shell, refused, sample, shell_of};
 use crate::dashboard::face::pages::{apps, keys, settings};
-use crate::dashboard::face::{Errors, Flash, Named, Shell};
+use crate::dashboard::face::{Flash, Named, Shell};
 
 pub(super) fn summaries(texts: Texts) -> Vec<apps::AppSummary> {
     let app =
@@ -36,14 +36,15 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
     let list = apps::Apps {
         apps: summaries(texts),
         teams: owner.teams.clone(),
-        ..apps::Apps::default()
     };
-    let refused = apps::Apps {
-        id: texts("shop"),
-        name: texts("Shop"),
-        errors: errors(&[("id", "There is an app with this id.")], texts),
-        ..list.clone()
-    };
+    // Ids stay as they are here: they are compared.
+    let taken = refused(
+        &owner,
+        &["teams", &texts("t_7fq"), "apps"],
+        &[("id", "shop"), ("name", "Shop")],
+        ("id", ": there is an app with this id"),
+        texts,
+    );
     let keys = keys(texts);
     let fresh = keys::Keys {
         secret: Some(keys::Secret {
@@ -53,15 +54,27 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
         }),
         ..keys.clone()
     };
-    let wrong_key = keys::Keys {
-        form: keys::KeyForm {
-            kind: "server".to_owned(),
-            name: texts("Back end"),
-            capabilities: texts("{\"chat:*\": [\"publish\"]"),
-        },
-        errors: errors(&[("capabilities", "Not JSON: it ends too early.")], texts),
-        ..keys::Keys::default()
-    };
+    let wrong_key = refused(
+        &in_app,
+        &["apps", &texts("shop"), "keys"],
+        &[
+            ("kind", "server"),
+            ("name", "Back end"),
+            ("capabilities", "{\"chat:*\": [\"publish\"]"),
+        ],
+        ("capabilities", "is not JSON: it ends too early"),
+        texts,
+    );
+    let wrong_limit = refused(
+        &in_app,
+        &["apps", &texts("shop")],
+        &[
+            ("limits.connectionsMax", "0"),
+            ("namespaces.1.pattern", "x"),
+        ],
+        ("limits.connectionsMax", "is 0"),
+        texts,
+    );
     let settings = settings::Settings {
         app: settings::App {
             id: texts("shop"),
@@ -70,8 +83,7 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
             settings: json!({"namespaces": [{"pattern": texts("chat:*"), "ttl_s": 86_400}], "selfAssertedIds": true}),
             created_ms: NOW - 90 * DAY,
         },
-        settings_text: None,
-        errors: Errors::new(),
+        plans: vec![texts("small")],
         other_teams: vec![Named {
             id: texts("t_8aa"),
             name: texts("Side project"),
@@ -83,7 +95,7 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
     };
     vec![
         sample("apps", apps::render(&owner, &list)),
-        sample("apps-refused", apps::render(&owner, &refused)),
+        sample("apps-refused", apps::render(&taken, &list)),
         sample(
             "apps-none",
             apps::render(
@@ -96,9 +108,10 @@ pub(super) fn all(texts: Texts) -> Vec<Sample> {
         ),
         sample("keys", keys::render(&in_app, &keys)),
         sample("keys-secret", keys::render(&in_app, &fresh)),
-        sample("keys-wrong", keys::render(&in_app, &wrong_key)),
+        sample("keys-wrong", keys::render(&wrong_key, &keys)),
         sample("keys-viewer", keys::render(&viewer, &keys)),
         sample("settings", settings::render(&saved, &settings)),
+        sample("settings-wrong", settings::render(&wrong_limit, &settings)),
         sample("settings-viewer", settings::render(&viewer, &settings)),
     ]
 }

@@ -2,9 +2,9 @@
 
 use shardwire_proto::account::permissions::Role;
 
-use super::{DAY, HOUR, MINUTE, NOW, Sample, Texts, errors, outside, sample, shell_of};
+use super::{DAY, HOUR, MINUTE, NOW, Sample, Texts, outside, refused, sample, shell_of};
+use crate::dashboard::face::Flash;
 use crate::dashboard::face::pages::{account, audit, auth, error, server, teams};
-use crate::dashboard::face::{Errors, Flash};
 
 pub(super) fn all(texts: Texts) -> Vec<Sample> {
     let mut all = outside_pages(texts);
@@ -18,25 +18,25 @@ fn outside_pages(texts: Texts) -> Vec<Sample> {
     let none = outside(None);
     let wrong = outside(Some(Flash::Failed(texts("Wrong e-mail or password."))));
     let login = auth::Login {
-        email: texts("ada@example.org"),
         next: texts("/dashboard/apps"),
         is_signup_open: true,
-        errors: Errors::new(),
     };
-    let signup = auth::Signup {
-        email: texts("ada@example"),
-        name: texts("Ada"),
-        errors: errors(
-            &[(
-                "password",
-                "The password is too short: 12 characters or more.",
-            )],
-            texts,
-        ),
-    };
+    let signup = refused(
+        &none,
+        &["signup"],
+        &[("email", "ada@example"), ("name", "Ada")],
+        ("password", "is too short: 12 characters or more"),
+        texts,
+    );
+    let code = refused(
+        &none,
+        &["login", "code"],
+        &[("code", "000000")],
+        ("code", "is wrong or was used already"),
+        texts,
+    );
     let setup = auth::Setup {
         token: texts("tok"),
-        ..auth::Setup::default()
     };
     let join = auth::Join {
         token: texts("tok"),
@@ -52,14 +52,8 @@ fn outside_pages(texts: Texts) -> Vec<Sample> {
     vec![
         sample("login", auth::login(&none, &login)),
         sample("login-wrong", auth::login(&wrong, &login)),
-        sample(
-            "login-code",
-            auth::code(
-                &none,
-                &errors(&[("code", "That code is not right, or was used.")], texts),
-            ),
-        ),
-        sample("signup", auth::signup(&none, &signup)),
+        sample("login-code", auth::code(&code)),
+        sample("signup", auth::signup(&signup)),
         sample(
             "mail",
             auth::look_at_mail(
@@ -68,12 +62,14 @@ fn outside_pages(texts: Texts) -> Vec<Sample> {
             ),
         ),
         sample("setup", auth::setup(&none, &setup)),
-        sample("verify", auth::verify(&none, &texts("tok"))),
+        sample("email-confirm", auth::confirm_email(&none, &texts("tok"))),
         sample(
-            "forgot",
-            auth::forgot(&none, &texts("ada@example.org"), &Errors::new()),
+            "email-undo",
+            auth::undo_email(&none, &texts("tok"), &texts("ada@example.org")),
         ),
-        sample("reset", auth::reset(&none, &texts("tok"), &Errors::new())),
+        sample("verify", auth::verify(&none, &texts("tok"))),
+        sample("forgot", auth::forgot(&none)),
+        sample("reset", auth::reset(&none, &texts("tok"))),
         sample("join", auth::join(&none, &join)),
         sample("join-known", auth::join(&none, &known)),
     ]
@@ -101,25 +97,37 @@ fn account_pages(texts: Texts) -> Vec<Sample> {
         name: texts("Ada Byron"),
         email: texts("ada@example.org"),
         is_verified: true,
-        errors: Errors::new(),
+        pending_email: Some(texts("ada@example.net")),
+        has_second_factor: true,
     };
+    let wrong_password = refused(
+        &shell,
+        &["account", "password"],
+        &[],
+        ("current", "is wrong"),
+        texts,
+    );
+    let wrong_code = refused(
+        &shell,
+        &["account", "email"],
+        &[("email", "ada@example.net")],
+        ("code", "is wrong or was used already"),
+        texts,
+    );
     let off = account::Security {
         entries: entries(texts),
-        errors: errors(&[("current", "That is not your password.")], texts),
         ..account::Security::default()
     };
     let on = account::Security {
         has_second_factor: true,
         codes_left: Some(8),
         entries: entries(texts),
-        errors: Errors::new(),
     };
     let enrolment = account::Enrolment {
         secret: texts("JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"),
         url: texts(
             "otpauth://totp/Shardwire:ada@example.org?secret=JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP&issuer=Shardwire",
         ),
-        errors: Errors::new(),
     };
     let codes: Vec<_> = (0..10)
         .map(|index| texts(&format!("k7f{index}-92xq")))
@@ -127,7 +135,8 @@ fn account_pages(texts: Texts) -> Vec<Sample> {
     vec![
         sample("profile", account::profile(&shell, &profile)),
         sample("sessions", account::sessions(&shell, &sessions)),
-        sample("security", account::security(&shell, &off)),
+        sample("profile-wrong", account::profile(&wrong_code, &profile)),
+        sample("security", account::security(&wrong_password, &off)),
         sample("security-on", account::security(&shell, &on)),
         sample("second-factor", account::enrolment(&shell, &enrolment)),
         sample("recovery-codes", account::recovery_codes(&shell, &codes)),
@@ -168,7 +177,6 @@ fn team_pages(texts: Texts) -> Vec<Sample> {
         }],
         own_id: texts("ada"),
         link: Some(texts("http://localhost:9002/dashboard/join?token=abc")),
-        ..teams::TeamView::default()
     };
     let as_viewer = teams::TeamView {
         team: teams::Team {
@@ -186,7 +194,6 @@ fn team_pages(texts: Texts) -> Vec<Sample> {
     };
     let list = teams::Teams {
         teams: vec![team, side],
-        ..teams::Teams::default()
     };
     let log = audit::Audit {
         entries: entries(texts),
