@@ -49,6 +49,11 @@ pub trait Documents: Send + 'static {
     fn is_changed(&mut self) -> bool {
         false
     }
+
+    /// Which state was loaded or made last; always the same where nobody else changes them.
+    fn known_state(&self) -> u64 {
+        0
+    }
 }
 
 impl Documents for Box<dyn Documents> {
@@ -62,6 +67,10 @@ impl Documents for Box<dyn Documents> {
 
     fn is_changed(&mut self) -> bool {
         (**self).is_changed()
+    }
+
+    fn known_state(&self) -> u64 {
+        (**self).known_state()
     }
 }
 
@@ -157,6 +166,10 @@ impl Documents for RecordDocuments {
     fn is_changed(&mut self) -> bool {
         let state = self.state;
         self.state().is_ok_and(|found| found != state)
+    }
+
+    fn known_state(&self) -> u64 {
+        self.state
     }
 }
 

@@ -76,8 +76,13 @@ impl<D: Documents> Owner<D> {
     }
 
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        let known = self.documents.known_state();
         if let Ok(documents) = self.documents.load() {
             *lock(&self.shared.last_used) = read_uses(&documents);
+        }
+        if self.documents.known_state() != known {
+            // Changed by somebody else since the start has read them.
+            self.reload();
         }
         self.read_key_sets(true);
         loop {
@@ -152,11 +157,17 @@ impl<D: Documents> Owner<D> {
         if !edited.documents.is_empty() {
             let mut stored = self.documents.apply(&edited.documents);
             if stored.is_err() && self.look() {
-                // Of the state that it has to be a change of.
-                edited = self
-                    .registry
-                    .changed(change, &mut crate::keys::random, now_ms())?;
-                stored = self.documents.apply(&edited.documents);
+                if self.is_stored(&edited.documents) {
+                    // By a node that had heard of it already.
+                    edited.registry = (*self.registry).clone();
+                    stored = Ok(());
+                } else {
+                    // Of the state that it has to be a change of.
+                    edited = self
+                        .registry
+                        .changed(change, &mut crate::keys::random, now_ms())?;
+                    stored = self.documents.apply(&edited.documents);
+                }
             }
             stored.map_err(|error| {
                 log::error!(error; "apps and credentials cannot be stored");
@@ -168,6 +179,21 @@ impl<D: Documents> Owner<D> {
             self.read_key_sets(false);
         }
         Ok(edited.changed)
+    }
+
+    /// Whether changes are in the store as they were to be made.
+    fn is_stored(&mut self, changes: &[DocumentChange]) -> bool {
+        let Ok(documents) = self.documents.load() else {
+            return false;
+        };
+        let find = |kind: DocumentKind, id: &str| {
+            let found = documents.iter().find(|(k, i, _)| *k == kind && i == id);
+            found.map(|(_, _, json)| json.as_str())
+        };
+        changes.iter().all(|change| match change {
+            DocumentChange::Put { kind, id, json } => find(*kind, id) == Some(json.as_str()),
+            DocumentChange::Delete { kind, id } => find(*kind, id).is_none(),
+        })
     }
 
     fn install(&mut self, registry: Registry) {
@@ -205,6 +231,7 @@ impl<D: Documents> Owner<D> {
             return;
         };
         let epoch = all.epoch.clone();
+        let known = self.documents.known_state();
         let taken = self.documents.load().and_then(|mine| {
             let (here, for_all) = mirror.compare(&mine, all);
             if !here.is_empty() {
@@ -212,10 +239,15 @@ impl<D: Documents> Owner<D> {
             }
             Ok((here, for_all))
         });
+        // Where nodes share a store, whoever made a change has stored it for all: it only has to be read.
+        let is_read = self.documents.known_state() != known;
         let (here, for_all) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 log::error!(error; "what other nodes have changed of apps and credentials cannot be stored");
+                if is_read {
+                    self.reload();
+                }
                 return;
             }
         };
@@ -226,6 +258,8 @@ impl<D: Documents> Owner<D> {
         if !here.is_empty() {
             log::info!(documents = here.len(); "apps and credentials: taken over from other nodes");
             self.forget_uses(&here);
+        }
+        if is_read || !here.is_empty() {
             self.reload();
         }
     }
