@@ -256,6 +256,10 @@ pub fn run(
         ask_who,
         alone,
         {
+            let usage = usage.clone();
+            move |app, counts| usage.note_push(app, counts.sent, counts.failed)
+        },
+        {
             let webhooks = webhooks.clone();
             move |failed| webhooks.raise(failed).is_ok()
         },

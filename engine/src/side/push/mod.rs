@@ -215,7 +215,8 @@ struct Shared {
 }
 
 /// Opens the store and starts both threads. `alone`: no other process works on this store, so what was begun is gone on
-/// with at once. `tell` lets back ends know of what has failed; false where too much waits for them.
+/// with at once. `used` counts what became of an app's notifications; false where that is to be tried again. `tell` lets
+/// back ends know of what has failed; false where too much waits for them.
 ///
 /// # Errors
 /// The store, the key file or the certificates cannot be used.
@@ -229,6 +230,7 @@ pub fn start(
     registry: RegistryHandle,
     who: InboxSender<WhoIsThere>,
     alone: bool,
+    used: impl Fn(&Arc<str>, Counts) -> bool + Send + 'static,
     tell: impl Fn(Raised) -> bool + Send + 'static,
 ) -> Result<PushHandle, String> {
     let store = storage.open(Area::Push).map_err(|e| e.to_string())?;
@@ -247,6 +249,7 @@ pub fn start(
         batches: Some(batches),
         who,
         own: inputs.clone(),
+        used: Box::new(used),
         tell: Box::new(tell),
     };
     let keeper = Keeper::new(store, vault, config.clone(), registry, peers, alone);

@@ -85,6 +85,7 @@ pub(super) struct Keeper {
     who: InboxSender<WhoIsThere>,
     /// The way here, for its answers.
     own: Sender<Input>,
+    used: Box<dyn Fn(&Arc<str>, Counts) -> bool + Send>,
     tell: Box<dyn Fn(Raised) -> bool + Send>,
     quiet: Quiet,
     /// Names this process among those that share a store.
@@ -99,6 +100,8 @@ pub(super) struct Keeper {
     providers: providers::Cache,
     /// By app.
     tallies: HashMap<Arc<str>, Tally>,
+    /// By app: written, and not yet in its usage.
+    uncounted: BTreeMap<Arc<str>, Counts>,
     work: Work,
     batches_out: usize,
     /// Since when progress waits to be written.
@@ -117,6 +120,8 @@ pub(super) struct Peers {
     pub(super) batches: Option<mpsc::Sender<Box<Batch>>>,
     pub(super) who: InboxSender<WhoIsThere>,
     pub(super) own: Sender<Input>,
+    /// Counts what became of an app's notifications; false where that is to be tried again.
+    pub(super) used: Box<dyn Fn(&Arc<str>, Counts) -> bool + Send>,
     /// Tells back ends of what has failed; false where too much waits for them.
     pub(super) tell: Box<dyn Fn(Raised) -> bool + Send>,
 }
@@ -181,6 +186,7 @@ impl Keeper {
             batches: peers.batches,
             who: peers.who,
             own: peers.own,
+            used: peers.used,
             tell: peers.tell,
             quiet: Quiet::new(),
             owner: BASE64URL_NOPAD.encode(&crate::sys::random()),
@@ -190,6 +196,7 @@ impl Keeper {
             order: VecDeque::new(),
             providers: providers::Cache::default(),
             tallies: HashMap::new(),
+            uncounted: BTreeMap::new(),
             work: Work::default(),
             batches_out: 0,
             unwritten_since: None,
