@@ -358,10 +358,7 @@ impl Keeper {
     /// Adds what an app has used to this minute.
     fn add(&mut self, app: Arc<str>, used: &Used) {
         let minute_s = now_ms() / 60_000 * 60;
-        self.unwritten
-            .entry((app, minute_s))
-            .or_default()
-            .add(used);
+        self.unwritten.entry((app, minute_s)).or_default().add(used);
         self.unwritten_since.get_or_insert_with(Instant::now);
     }
 

@@ -10,9 +10,7 @@ use shardwire_proto::webhook::{ENDPOINTS_PER_APP_MAX, Endpoint, EndpointPatch, N
 use super::deliver::{Entry, Place};
 use super::guard::check_url;
 use super::keeper::{Keeper, Reply};
-use super::outbox::{
-    self, CHUNK, CURSOR, Chunk, DEAD, Dead, ENDPOINT, LOG, OF, PAGE, REPLAY,
-};
+use super::outbox::{self, CHUNK, CURSOR, Chunk, DEAD, Dead, ENDPOINT, LOG, OF, PAGE, REPLAY};
 use crate::clock::now_ms;
 use crate::keys;
 use crate::records::{Change, Condition, RecordError, Scan};

@@ -12,9 +12,7 @@ use shardwire_proto::webhook::{Endpoint, Kind, Note};
 use super::catchup::{self, Seen};
 use super::deliver::Entry;
 use super::keeper::Keeper;
-use super::outbox::{
-    self, CURSOR, INBOX, LOG, NODE, Node, REPLAY, Raisings, Replay, STANDING,
-};
+use super::outbox::{self, CURSOR, INBOX, LOG, NODE, Node, REPLAY, Raisings, Replay, STANDING};
 use crate::records::{Change, RecordError, Scan};
 
 /// Records of other processes taken over at once.

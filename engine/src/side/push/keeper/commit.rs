@@ -254,7 +254,7 @@ impl Keeper {
             }
         }
         self.uncounted
-            .retain(|app, counts| !(self.used)(app, *counts));
+            .retain(|app, counts| !(self.ears.used)(app, *counts));
         for active in self.jobs.values_mut() {
             active.on_written();
         }

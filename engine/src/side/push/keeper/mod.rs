@@ -28,12 +28,11 @@ use shardwire_proto::push::Platform;
 use shardwire_proto::push::bridge::Notice;
 use shardwire_proto::push::content::Content;
 use shardwire_proto::push::job::{Counts, Job, PAGE_ENTRIES_MAX, Page};
-use shardwire_proto::webhook::Raised;
 use tokio::sync::mpsc;
 
 use super::provider::Provider;
 use super::send::{Batch, Recipient, Report};
-use super::{Answer, Ask, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
+use super::{Answer, Ask, Ears, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
 use crate::records::{Change, RecordError, Records};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::InboxSender;
@@ -85,8 +84,7 @@ pub(super) struct Keeper {
     who: InboxSender<WhoIsThere>,
     /// The way here, for its answers.
     own: Sender<Input>,
-    used: Box<dyn Fn(&Arc<str>, Counts) -> bool + Send>,
-    tell: Box<dyn Fn(Raised) -> bool + Send>,
+    ears: Ears,
     quiet: Quiet,
     /// Names this process among those that share a store.
     owner: String,
@@ -120,10 +118,7 @@ pub(super) struct Peers {
     pub(super) batches: Option<mpsc::Sender<Box<Batch>>>,
     pub(super) who: InboxSender<WhoIsThere>,
     pub(super) own: Sender<Input>,
-    /// Counts what became of an app's notifications; false where that is to be tried again.
-    pub(super) used: Box<dyn Fn(&Arc<str>, Counts) -> bool + Send>,
-    /// Tells back ends of what has failed; false where too much waits for them.
-    pub(super) tell: Box<dyn Fn(Raised) -> bool + Send>,
+    pub(super) ears: Ears,
 }
 
 /// What the next commit brings beside progress of jobs.
@@ -186,8 +181,7 @@ impl Keeper {
             batches: peers.batches,
             who: peers.who,
             own: peers.own,
-            used: peers.used,
-            tell: peers.tell,
+            ears: peers.ears,
             quiet: Quiet::new(),
             owner: BASE64URL_NOPAD.encode(&crate::sys::random()),
             alone,
