@@ -13,69 +13,13 @@ from harness.admin import admin
 from harness.client import Client
 from harness.ctl import ctl, ctl_json
 from harness.hooks import CONFIG, Receiver, add_webhook
-from harness.push_peer import AppleKey, Browser, Provider, ServiceAccount, check_vapid
+from harness.push_peer import Browser, Provider, check_vapid
+from harness.push_world import (  # the fixtures too
+    SUBJECT, World, authority, config, make_token, provider, register_many, try_post,
+)
 from harness.rest import api, call, expect_refusal
 from harness.server import CLIENT_KEY, SERVER_KEY
-from harness.tls import Authority
 from harness.wait import wait_until
-
-SUBJECT = "mailto:ops@example.org"
-
-
-class World:
-    """A server, a provider that stands in for all three, and its app's access to each."""
-
-    def __init__(self, server, provider, authority):
-        self.server, self.provider, self.authority = server, provider, authority
-        self.account, self.apple = ServiceAccount(provider), AppleKey()
-        web = self.set("web", {"subject": SUBJECT})
-        self.vapid = web["vapidPublicKey"]
-        self.set("fcm", {"serviceAccount": self.account.json, "endpoint": provider.url})
-        self.set("apns", self.apns_by_token())
-
-    def set(self, platform, body):
-        return admin(self.server, "PUT", f"/apps/dev/push/providers/{platform}", body)
-
-    def apns_by_token(self):
-        return {
-            "topic": "org.example.app", "endpoint": self.provider.url, "key": self.apple.pem, "keyId": "KEY1234567",
-            "teamId": "TEAM123456",
-        }
-
-    def post(self, path, body, **how):
-        return api(self.server, "POST", f"/api/push/{path}", body, **how)
-
-    def register(self, platform, credential, member=None, channels=None):
-        body = {"platform": platform, "memberId": member, "channels": channels}
-        body["webPush" if platform == "web" else "deviceToken"] = credential
-        return self.post("register", body)["subscriptionId"]
-
-    def browser(self, name, member=None, channels=None):
-        browser = Browser(self.provider, name)
-        browser.id = self.register("web", browser.web_push, member, channels)
-        return browser
-
-    def subscriptions(self, query=""):
-        return api(self.server, "GET", f"/api/push/subscriptions{query}")
-
-    def job(self, job):
-        return api(self.server, "GET", f"/api/push/jobs/{job}")
-
-
-def config(authority, more=""):
-    return f'[push]\nallow_private = true\nca_file = "{authority.file}"\n{more}'
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("push-ca"))
-
-
-@pytest.fixture
-def provider(authority):
-    provider = Provider(authority)
-    yield provider
-    provider.end()
 
 
 @pytest.fixture
@@ -548,6 +492,31 @@ def test_a_repeat_with_the_same_idempotency_key_is_the_same_send(world):
     assert len(world.provider.taken("/v1/")) == 1
 
 
+def test_notifications_are_in_the_usage_of_their_app(world):
+    for n in range(3):
+        world.register("fcm", f"t{n}", "ann")
+    world.register("fcm", "gone", "bob")
+    world.provider.answer = lambda request: b'"gone"' in request.body and (404, {}, {"error": {
+        "status": "NOT_FOUND", "details": [{"errorCode": "UNREGISTERED"}]}})
+    assert world.post("send", {"memberId": "ann", "title": "T"})["sent"] == 3
+    assert world.post("send", {"memberId": "bob", "title": "T"})["failed"] == 1
+
+    def used(step):
+        return admin(world.server, "GET", f"/apps/dev/usage?step={step}")
+
+    wait_until(lambda: used("minute")["total"]["pushFailed"] == 1, what="the failure to be counted", interval=0.1)
+    for step in ("minute", "hour", "day"):
+        total, series = used(step)["total"], used(step)["series"]
+        assert (total["pushSent"], total["pushFailed"]) == (3, 1)
+        assert (sum(p["pushSent"] for p in series), sum(p["pushFailed"] for p in series)) == (3, 1)
+    shown = ctl(world.server, "usage", "dev", "--step", "day").stdout
+    assert "PUSH SENT" in shown and "PUSH FAILED" in shown
+    assert ctl_json(world.server, "usage", "dev")["total"]["pushSent"] == 3
+    assert world.server.stop() == 0
+    world.server.start()
+    assert used("day")["total"]["pushSent"] == 3, "it outlives the process"
+
+
 # -- members who are not connected ---------------------------------------------------------------------------------
 
 
@@ -641,28 +610,3 @@ def test_a_send_can_be_cancelled(world):
     assert answers[0]["state"] == "cancelled" and answers[0]["sent"] < 400
     assert world.job(job["jobId"])["state"] == "cancelled"
     assert api(world.server, "DELETE", f"/api/push/jobs/{job['jobId']}")["cancelled"] is False
-
-
-def make_token(server, sub=None, cap=None):
-    """A token of a signing key that may give everything."""
-    if not getattr(server, "push_signing_key", None):
-        made = admin(server, "POST", "/apps/dev/signing-keys", {"algorithm": "HS256", "capabilities": {"*": ["*"]}})
-        server.push_signing_key = made["kid"]
-    body = {"kid": server.push_signing_key, "clientId": sub, "capabilities": cap}
-    return admin(server, "POST", "/apps/dev/tokens", body)["token"]
-
-
-def register_many(world, count):
-    from harness.rawws import RawSocket
-
-    with RawSocket(world.server.address) as connection:
-        for n in range(count):
-            body = {"platform": "fcm", "memberId": f"m{n % 50}", "deviceToken": f"t{n}"}
-            api(world.server, "POST", "/api/push/register", body, connection=connection)
-
-
-def try_post(world, path, body):
-    try:
-        return world.post(path, body)
-    except Exception as error:  # the server is killed under the call
-        return error

@@ -521,3 +521,48 @@ def test_of_three_nodes_each_transition_is_told_once_also_when_one_dies(new_redi
         messages = {e["number"]: e["id"] for e in receiver.events("message.published", data="all know")}
         assert sorted(messages.values()) == ["m0", "m1", "m2"], "each by the node that accepted it, and by no other"
         assert all(d.signed_by(hook["secret"]) for d in receiver.deliveries)
+
+
+@pytest.mark.timeout(120)
+def test_dead_letters_are_replayed_and_purged_by_whichever_node_is_asked(new_redis, new_nodes, receiver):
+    with MongoServer(is_durable=False) as mongo:
+        config = f'{CONFIG}retry_ms = [10]\n[store.mongo]\nurl = "{mongo.url}"\n'
+        nodes = new_nodes(new_redis(), 2, config=config)
+        hook = add_webhook(nodes[0], receiver.url, events=["message.published"], batch={"maxEvents": 1, "maxMs": 0})
+        delivering = wait_until(lambda: [n for n in nodes if n.metrics().total("shardwire_webhooks_owner") == 1],
+                                what="a node to deliver")[0]
+        other = next(node for node in nodes if node is not delivering)
+
+        def letters(node):
+            return webhook(node, hook, path="/dead-letters")["deadLetters"]
+
+        receiver.always = status(500)
+        for n in range(4):
+            publish(delivering, "c", n)
+        wait_until(lambda: len(letters(other)) == 4, 20, "all to be given up")
+        found = letters(other)
+        assert found == letters(delivering)
+        path = {number: f"/dead-letters/{letter['id']}" for number, letter in enumerate(found)}
+        shown = webhook(other, hook, path=path[0])
+        assert shown == webhook(delivering, hook, path=path[0]) and shown["attempts"] == 2
+        # One that fails again stays, one that arrives goes.
+        webhook(other, hook, "POST", f"{path[0]}/replay")
+        wait_until(lambda: webhook(other, hook, path=path[0])["attempts"] == 3, what="a third attempt")
+        receiver.always = None
+        assert webhook(other, hook, "POST", f"{path[1]}/replay") == {"queued": 1}
+        receiver.wait_for(1)
+        assert [d.id for d in receiver.accepted] == [found[1]["id"]]
+        wait_until(lambda: len(letters(other)) == 3, what="one to be gone")
+        assert webhook(other, hook, "DELETE", path[2]) == {"purged": 1}
+        assert [letter["id"] for letter in letters(delivering)] == [found[0]["id"], found[3]["id"]]
+        # What one node was asked for outlives the node that was to do it.
+        webhook(other, hook, "PATCH", body={"enabled": False})
+        wait_until(lambda: webhook(delivering, hook)["enabled"] is False, what="both to know")
+        assert webhook(other, hook, "POST", "/dead-letters") == {"queued": 2}
+        delivering.kill()
+        webhook(other, hook, "PATCH", body={"enabled": True})
+        receiver.wait_for(3, timeout=30)
+        assert sorted(d.id for d in receiver.accepted) == sorted(found[n]["id"] for n in (0, 1, 3))
+        wait_until(lambda: letters(other) == [], what="all to be gone")
+        assert webhook(other, hook, "DELETE", "/dead-letters") == {"purged": 0}
+        assert len(receiver.deliveries) == 4 * 2 + 1 + 3, "nothing was sent more often than asked for"

@@ -255,10 +255,7 @@ pub fn run(
         registry.clone(),
         ask_who,
         alone,
-        {
-            let webhooks = webhooks.clone();
-            move |failed| webhooks.raise(failed).is_ok()
-        },
+        push_ears(usage.clone(), webhooks.clone()),
     )
     .map_err(RunError::Push)?;
     let (broker_inboxes, heard): (Vec<_>, Vec<_>) = config
@@ -359,6 +356,14 @@ pub fn run(
     }
     log::info!("stopped");
     Ok(())
+}
+
+/// Has notifications counted, and back ends told of those that failed.
+fn push_ears(usage: UsageHandle, webhooks: WebhookHandle) -> push::Ears {
+    push::Ears {
+        used: Box::new(move |app, counts| usage.note_push(app, counts.sent, counts.failed)),
+        failed: Box::new(move |failed| webhooks.raise(failed).is_ok()),
+    }
 }
 
 /// Lets back ends know how far quotas are used up.

@@ -74,6 +74,8 @@ impl Session<'_> {
                 ("REFUSED", |row| cell(&row["refused"])),
                 ("CONNECTIONS", |row| cell(&row["connectionsPeak"])),
                 ("CHANNELS", |row| cell(&row["channelsPeak"])),
+                ("PUSH SENT", |row| cell(&row["pushSent"])),
+                ("PUSH FAILED", |row| cell(&row["pushFailed"])),
             ],
         )
     }

@@ -60,6 +60,10 @@ impl fmt::Display for Copied {
     }
 }
 
+/// What a copy gives a database for an answer at least, ms: no client waits for it, and a slow one is slow at nothing as
+/// it is at writing much.
+const TIMEOUT_MS: u64 = 60_000;
+
 /// Copies everything. `shows`: draws how far it is on stderr, where that is a terminal.
 ///
 /// # Errors
@@ -72,7 +76,9 @@ pub fn run(config: &Config, to: Destination, shows: bool) -> Result<Copied, Stri
         );
     }
     let dir = DataDir::lock(&config.data_dir).map_err(|error| error.to_string())?;
-    let mongo = Mongo::connect(&config.mongo).map_err(|error| error.to_string())?;
+    let mut patient = config.mongo.clone();
+    patient.timeout_ms = patient.timeout_ms.max(TIMEOUT_MS);
+    let mongo = Mongo::connect(&patient).map_err(|error| error.to_string())?;
     let mut files = Side::files(&config.data_dir)?;
     let mut database = Side::mongo(&mongo)?;
     let (from, into) = match to {

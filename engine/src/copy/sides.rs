@@ -284,6 +284,8 @@ pub(super) fn sum_usage(side: &mut Side, sum: &mut Sum) -> Result<u64, String> {
                 refused,
                 connections_peak,
                 channels_peak,
+                push_sent,
+                push_failed,
             } = used;
             let numbers = [
                 step,
@@ -293,6 +295,8 @@ pub(super) fn sum_usage(side: &mut Side, sum: &mut Sum) -> Result<u64, String> {
                 refused,
                 connections_peak,
                 channels_peak,
+                push_sent,
+                push_failed,
             ];
             for number in numbers {
                 sum.number(i64::try_from(*number).unwrap_or(i64::MAX));

@@ -98,6 +98,8 @@ fn filled(folder: &TempDir) -> std::path::PathBuf {
     let used = crate::usage::Used {
         messages: 7,
         connections_peak: 2,
+        push_sent: 3,
+        push_failed: 1,
         ..Default::default()
     };
     crate::usage::Series::add(&mut usage, &[(("dev".into(), 1_700_000_040), used)].into()).unwrap();

@@ -77,6 +77,8 @@ impl MongoSeries {
                     "refused": int(used.refused),
                     "connections": int(used.connections_peak),
                     "channels": int(used.channels_peak),
+                    "push_sent": int(used.push_sent),
+                    "push_failed": int(used.push_failed),
                 };
                 let mut set = fixed(app, *step, *start);
                 set.extend(numbers);
@@ -129,6 +131,8 @@ impl Series for MongoSeries {
                             "messages": int(used.messages),
                             "deliveries": int(used.deliveries),
                             "refused": int(used.refused),
+                            "push_sent": int(used.push_sent),
+                            "push_failed": int(used.push_failed),
                         },
                         "$max": {
                             "connections": int(used.connections_peak),
@@ -207,6 +211,9 @@ fn used_of(row: &Document) -> Used {
         refused: uint(row, "refused"),
         connections_peak: uint(row, "connections"),
         channels_peak: uint(row, "channels"),
+        // A row from before there were notifications has neither.
+        push_sent: uint(row, "push_sent"),
+        push_failed: uint(row, "push_failed"),
     }
 }
 

@@ -81,6 +81,12 @@ impl<D: Documents> Owner<D> {
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         if let Ok(documents) = self.documents.load() {
             *lock(&self.shared.last_used) = read_uses(&documents);
+            // Another server may have changed them since the start has read them.
+            if self.documents.is_shared()
+                && let Ok(registry) = Registry::from_documents(&documents)
+            {
+                self.install(registry);
+            }
         }
         self.read_key_sets(true);
         loop {

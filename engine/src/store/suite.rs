@@ -65,6 +65,7 @@ macro_rules! backend_suite {
             expiry_deletes_what_is_old_and_moves_what_is_gone,
             clearing_keeps_the_numbering_and_counts_what_readers_had,
             the_bytes_of_a_load_are_bounded,
+            times_that_never_come_are_of_no_message,
             many_channels,
             channels_that_have_changed_are_found_in_order,
             answers_are_those_of_a_naive_model,
@@ -358,6 +359,32 @@ pub(super) fn the_bytes_of_a_load_are_bounded<P: Place>() {
     assert_eq!(newest(question(9, 2 * weight + 1)), (vec![9, 10], 2));
     assert_eq!(newest(question(9, 2 * weight)), (vec![10], 2));
     assert_eq!(newest(question(9, 0)), (vec![], 2));
+}
+
+pub(super) fn times_that_never_come_are_of_no_message<P: Place>() {
+    let mut db = Db::<P>::new();
+    db.apply(&appends("a", 1..=10, FOREVER)).unwrap();
+    let question = Question::Load {
+        messages_max: 2,
+        bytes_max: usize::MAX,
+        ids_after_ms: u64::MAX,
+    };
+    match db.ask("a", question, 10) {
+        StoreAnswer::Loaded(Some(loaded)) => {
+            let newest: Vec<_> = loaded.newest.iter().map(|m| m.sequence).collect();
+            assert_eq!((newest, loaded.recent_ids.len()), (vec![9, 10], 0));
+        }
+        other => panic!("{other:?}"),
+    }
+    let mut page = all(9);
+    page.after_ms = Some(u64::MAX);
+    assert_eq!(db.page("a", page, 10), (vec![], false));
+    let mut page = all(20);
+    page.before_ms = Some(u64::MAX);
+    assert_eq!(db.page("a", page, 10).0.len(), 10);
+    let timestamp = u64::MAX;
+    let count = db.ask("a", Question::CountAt { timestamp }, 10);
+    assert!(matches!(count, StoreAnswer::Count(0)), "{count:?}");
 }
 
 pub(super) fn channels_that_have_changed_are_found_in_order<P: Place>() {

@@ -122,6 +122,8 @@ pub struct Mark {
 #[derive(Debug)]
 enum Job {
     Used(ShardId, Vec<AppUsage>),
+    /// Notifications of an app: taken by providers, and failed.
+    Pushed(Arc<str>, u64, u64),
     Ask(Question, InboxSender<Result<Report, String>>),
     /// There are other nodes, which are told what apps use here.
     Join(ClusterHandle),
@@ -191,8 +193,15 @@ impl UsageHandle {
         let sent = self.jobs.try_send(Job::Used(shard, usage));
         sent.map_err(|refused| match refused.into_inner() {
             Job::Used(_, usage) => usage,
-            Job::Ask(..) | Job::Join(_) | Job::Stop => Vec::new(),
+            Job::Pushed(..) | Job::Ask(..) | Job::Join(_) | Job::Stop => Vec::new(),
         })
+    }
+
+    /// Counts an app's notifications; false where too much waits: it is for the next time.
+    #[must_use]
+    pub fn note_push(&self, app: &Arc<str>, sent: u64, failed: u64) -> bool {
+        let job = Job::Pushed(app.clone(), sent, failed);
+        self.jobs.try_send(job).is_ok()
     }
 
     /// An app's usage; waits on a shard's executor.
@@ -277,6 +286,14 @@ impl Keeper {
             while let Some(job) = next.take() {
                 match job {
                     Job::Used(shard, usage) => self.take(shard, usage),
+                    Job::Pushed(app, push_sent, push_failed) => self.add(
+                        app,
+                        &Used {
+                            push_sent,
+                            push_failed,
+                            ..Used::default()
+                        },
+                    ),
                     Job::Ask(question, reply) => questions.push((question, reply)),
                     Job::Join(cluster) => self.cluster = Some(cluster),
                     Job::Stop => stops = true,
@@ -304,7 +321,6 @@ impl Keeper {
     fn take(&mut self, shard: ShardId, usage: Vec<AppUsage>) {
         let now_ms = now_ms();
         let day = day_of(now_ms);
-        let minute_s = now_ms / 60_000 * 60;
         for part in usage {
             let gauges = self.gauges.entry(part.app.clone()).or_default();
             gauges.insert(shard.0, (part.connections, part.channels));
@@ -333,10 +349,16 @@ impl Keeper {
                 refused: part.refused,
                 connections_peak: connections,
                 channels_peak: channels,
+                ..Used::default()
             };
-            let key = (part.app, minute_s);
-            self.unwritten.entry(key).or_default().add(&used);
+            self.add(part.app, &used);
         }
+    }
+
+    /// Adds what an app has used to this minute.
+    fn add(&mut self, app: Arc<str>, used: &Used) {
+        let minute_s = now_ms() / 60_000 * 60;
+        self.unwritten.entry((app, minute_s)).or_default().add(used);
         self.unwritten_since.get_or_insert_with(Instant::now);
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 use serde::{Deserialize, Serialize};
 use shardwire_proto::quota::{Totals, first_day_of, month_of};
 
@@ -23,7 +23,7 @@ pub(crate) const POINTS_MAX: usize = 5000;
 const FORM: Form = Form {
     // "SHUS".
     application_id: 0x5348_5553,
-    version: 1,
+    version: 2,
     schema: "
     CREATE TABLE usage (
         app         TEXT    NOT NULL,
@@ -34,11 +34,26 @@ const FORM: Form = Form {
         refused     INTEGER NOT NULL,
         connections INTEGER NOT NULL, -- most at a time, as seen once a second
         channels    INTEGER NOT NULL, -- likewise
+        push_sent   INTEGER NOT NULL DEFAULT 0,
+        push_failed INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (app, step, start)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX usage_by_age ON usage (step, start);
 ",
 };
+
+/// Makes a file of version 1, which knew nothing of notifications, one of this version.
+const UPGRADE_FROM_1: &str = "
+    BEGIN;
+    ALTER TABLE usage ADD COLUMN push_sent INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE usage ADD COLUMN push_failed INTEGER NOT NULL DEFAULT 0;
+    PRAGMA user_version = 2;
+    COMMIT;
+";
+
+/// Columns in the order in which they are read and written, behind the row's key.
+const NUMBERS: &str =
+    "messages, deliveries, refused, connections, channels, push_sent, push_failed";
 
 /// How finely usage is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +102,10 @@ pub struct Used {
     pub connections_peak: u64,
     /// Most channels with subscribers at a time.
     pub channels_peak: u64,
+    /// Notifications that a push provider has taken.
+    pub push_sent: u64,
+    /// Notifications that were refused or given up.
+    pub push_failed: u64,
 }
 
 impl Used {
@@ -97,6 +116,22 @@ impl Used {
         self.refused += other.refused;
         self.connections_peak = self.connections_peak.max(other.connections_peak);
         self.channels_peak = self.channels_peak.max(other.channels_peak);
+        self.push_sent += other.push_sent;
+        self.push_failed += other.push_failed;
+    }
+
+    /// From a row with [`NUMBERS`] from its column `first` on.
+    fn read(row: &Row<'_>, first: usize) -> rusqlite::Result<Self> {
+        let number = |at: usize| row.get(first + at);
+        Ok(Self {
+            messages: number(0)?,
+            deliveries: number(1)?,
+            refused: number(2)?,
+            connections_peak: number(3)?,
+            channels_peak: number(4)?,
+            push_sent: number(5)?,
+            push_failed: number(6)?,
+        })
     }
 }
 
@@ -164,6 +199,14 @@ impl SqliteSeries {
             .map_err(told)?;
         db.pragma_update(None, "synchronous", "NORMAL")
             .map_err(told)?;
+        let pragma = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let found = (
+            pragma("application_id").map_err(told)?,
+            pragma("user_version").map_err(told)?,
+        );
+        if found == (FORM.application_id, 1) {
+            db.execute_batch(UPGRADE_FROM_1).map_err(told)?;
+        }
         FORM.apply(&db)?;
         Ok(Self { db })
     }
@@ -173,20 +216,15 @@ impl SqliteSeries {
     /// # Errors
     /// They cannot be read.
     pub(crate) fn rows(&self, after: &RowKey, limit: usize) -> Result<Vec<(RowKey, Used)>, String> {
-        let text = "SELECT app, step, start, messages, deliveries, refused, connections, channels FROM usage
-                    WHERE (app, step, start) > (?1, ?2, ?3) ORDER BY app, step, start LIMIT ?4";
-        let mut query = self.db.prepare_cached(text).map_err(told)?;
+        let text = format!(
+            "SELECT app, step, start, {NUMBERS} FROM usage
+             WHERE (app, step, start) > (?1, ?2, ?3) ORDER BY app, step, start LIMIT ?4"
+        );
+        let mut query = self.db.prepare_cached(&text).map_err(told)?;
         let (app, step, start) = after;
         let rows = query.query_map(params![app, step, start, limit], |row| {
             let key = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let used = Used {
-                messages: row.get(3)?,
-                deliveries: row.get(4)?,
-                refused: row.get(5)?,
-                connections_peak: row.get(6)?,
-                channels_peak: row.get(7)?,
-            };
-            Ok((key, used))
+            Ok((key, Used::read(row, 3)?))
         });
         rows.and_then(Iterator::collect).map_err(told)
     }
@@ -198,8 +236,11 @@ impl SqliteSeries {
     pub(crate) fn put_rows(&mut self, rows: &[(RowKey, Used)]) -> Result<(), String> {
         let change = self.db.transaction().map_err(told)?;
         {
-            let text = "INSERT OR REPLACE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-            let mut put = change.prepare_cached(text).map_err(told)?;
+            let text = format!(
+                "INSERT OR REPLACE INTO usage (app, step, start, {NUMBERS})
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+            );
+            let mut put = change.prepare_cached(&text).map_err(told)?;
             for ((app, step, start), used) in rows {
                 put.execute(params![
                     app,
@@ -210,6 +251,8 @@ impl SqliteSeries {
                     used.refused,
                     used.connections_peak,
                     used.channels_peak,
+                    used.push_sent,
+                    used.push_failed,
                 ])
                 .map_err(told)?;
             }
@@ -247,10 +290,14 @@ impl Series for SqliteSeries {
     fn add(&mut self, used: &Unwritten) -> Result<(), String> {
         let change = self.db.transaction().map_err(told)?;
         {
-            let text = "INSERT INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                ON CONFLICT DO UPDATE SET messages = messages + ?4, deliveries = deliveries + ?5,
-                refused = refused + ?6, connections = max(connections, ?7), channels = max(channels, ?8)";
-            let mut add = change.prepare_cached(text).map_err(told)?;
+            let text = format!(
+                "INSERT INTO usage (app, step, start, {NUMBERS})
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+                 ON CONFLICT DO UPDATE SET messages = messages + ?4, deliveries = deliveries + ?5,
+                 refused = refused + ?6, connections = max(connections, ?7), channels = max(channels, ?8),
+                 push_sent = push_sent + ?9, push_failed = push_failed + ?10"
+            );
+            let mut add = change.prepare_cached(&text).map_err(told)?;
             for ((app, minute_s), used) in used {
                 for step in Step::ALL {
                     let seconds = step.seconds();
@@ -263,6 +310,8 @@ impl Series for SqliteSeries {
                         used.refused,
                         used.connections_peak,
                         used.channels_peak,
+                        used.push_sent,
+                        used.push_failed,
                     ])
                     .map_err(told)?;
                 }
@@ -278,21 +327,17 @@ impl Series for SqliteSeries {
         from_ms: u64,
         to_ms: u64,
     ) -> Result<Vec<Point>, String> {
-        let text = "SELECT start, messages, deliveries, refused, connections, channels FROM usage
-                    WHERE app = ?1 AND step = ?2 AND start >= ?3 AND start < ?4 ORDER BY start LIMIT ?5";
-        let mut query = self.db.prepare_cached(text).map_err(told)?;
+        let text = format!(
+            "SELECT start, {NUMBERS} FROM usage
+             WHERE app = ?1 AND step = ?2 AND start >= ?3 AND start < ?4 ORDER BY start LIMIT ?5"
+        );
+        let mut query = self.db.prepare_cached(&text).map_err(told)?;
         let (from, to) = (from_ms / 1000, to_ms.div_ceil(1000).min(i64::MAX as u64));
         let from = from - from % step.seconds();
         let rows = query.query_map(params![app, step.seconds(), from, to, POINTS_MAX], |row| {
             Ok(Point {
                 start_ms: row.get::<_, u64>(0)? * 1000,
-                used: Used {
-                    messages: row.get(1)?,
-                    deliveries: row.get(2)?,
-                    refused: row.get(3)?,
-                    connections_peak: row.get(4)?,
-                    channels_peak: row.get(5)?,
-                },
+                used: Used::read(row, 1)?,
             })
         });
         rows.and_then(Iterator::collect).map_err(told)
@@ -363,6 +408,21 @@ mod tests {
         assert_eq!(totals["b"].messages_day, 5);
     }
 
+    fn notifications_are_added_up(mut series: Box<dyn Series>) {
+        let part = Used {
+            push_sent: 5,
+            push_failed: 2,
+            ..Used::default()
+        };
+        for second in [0, 30, 3600] {
+            add(&mut *series, "a", DAY_S + second, part);
+        }
+        let day = series.read("a", Step::Day, 0, u64::MAX / 2).unwrap();
+        assert_eq!((day[0].used.push_sent, day[0].used.push_failed), (15, 6));
+        let hours = series.read("a", Step::Hour, 0, u64::MAX / 2).unwrap();
+        assert_eq!(hours[0].used.push_sent, 10);
+    }
+
     fn a_month_begins_anew_and_old_rows_go(mut series: Box<dyn Series>) {
         // 2026-10-31 and 2026-11-01.
         for day in [DAY - 24, DAY - 23] {
@@ -385,6 +445,42 @@ mod tests {
         };
         sums_are_exact_at_every_step_and_after_opening_again(|| open("usage.db"), 10);
         a_month_begins_anew_and_old_rows_go(open("other.db"));
+        notifications_are_added_up(open("push.db"));
+    }
+
+    #[test]
+    fn a_file_of_version_1_is_gone_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("usage.db");
+        let before = Connection::open(&path).unwrap();
+        let first = "
+            CREATE TABLE usage (
+                app         TEXT    NOT NULL,
+                step        INTEGER NOT NULL,
+                start       INTEGER NOT NULL,
+                messages    INTEGER NOT NULL,
+                deliveries  INTEGER NOT NULL,
+                refused     INTEGER NOT NULL,
+                connections INTEGER NOT NULL,
+                channels    INTEGER NOT NULL,
+                PRIMARY KEY (app, step, start)
+            ) STRICT, WITHOUT ROWID;
+            CREATE INDEX usage_by_age ON usage (step, start);
+            INSERT INTO usage VALUES ('a', 86400, 0, 7, 8, 9, 1, 2);
+            PRAGMA application_id = 0x53485553; PRAGMA user_version = 1;";
+        before.execute_batch(first).unwrap();
+        drop(before);
+        for sent in [3, 6] {
+            let mut series = SqliteSeries::open(&path).unwrap();
+            let part = Used {
+                push_sent: 3,
+                ..Used::default()
+            };
+            add(&mut series, "a", 0, part);
+            let day = series.read("a", Step::Day, 0, 1000).unwrap();
+            assert_eq!((day[0].used.messages, day[0].used.refused), (7, 9));
+            assert_eq!((day[0].used.push_sent, day[0].used.push_failed), (sent, 0));
+        }
     }
 
     #[test]
@@ -397,5 +493,7 @@ mod tests {
         sums_are_exact_at_every_step_and_after_opening_again(open, 60);
         let other = TestDatabase::make();
         a_month_begins_anew_and_old_rows_go(Box::new(MongoSeries::new(other.mongo.clone())));
+        let third = TestDatabase::make();
+        notifications_are_added_up(Box::new(MongoSeries::new(third.mongo.clone())));
     }
 }

@@ -214,8 +214,18 @@ struct Shared {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// Counts what became of an app's notifications; false where that is to be tried again.
+pub type CountUse = Box<dyn Fn(&Arc<str>, Counts) -> bool + Send>;
+
+/// Who is told how it went.
+pub struct Ears {
+    pub used: CountUse,
+    /// Lets back ends know of what has failed; false where too much waits for them.
+    pub failed: Box<dyn Fn(Raised) -> bool + Send>,
+}
+
 /// Opens the store and starts both threads. `alone`: no other process works on this store, so what was begun is gone on
-/// with at once. `tell` lets back ends know of what has failed; false where too much waits for them.
+/// with at once.
 ///
 /// # Errors
 /// The store, the key file or the certificates cannot be used.
@@ -229,7 +239,7 @@ pub fn start(
     registry: RegistryHandle,
     who: InboxSender<WhoIsThere>,
     alone: bool,
-    tell: impl Fn(Raised) -> bool + Send + 'static,
+    ears: Ears,
 ) -> Result<PushHandle, String> {
     let store = storage.open(Area::Push).map_err(|e| e.to_string())?;
     let key_file = match config.key_file.as_os_str().is_empty() {
@@ -247,7 +257,7 @@ pub fn start(
         batches: Some(batches),
         who,
         own: inputs.clone(),
-        tell: Box::new(tell),
+        ears,
     };
     let keeper = Keeper::new(store, vault, config.clone(), registry, peers, alone);
     let own = shared.clone();

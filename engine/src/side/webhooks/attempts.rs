@@ -9,7 +9,7 @@ use shardwire_proto::webhook::sender::{Outcome, Step};
 use super::LATENCY_BOUNDS_MS;
 use super::deliver::{Place, Report};
 use super::keeper::{Keeper, RELOAD_MS};
-use super::outbox::{self, DEAD, Dead};
+use super::outbox::{self, DEAD, Dead, REPLAY};
 use crate::records::{Change, Condition};
 use crate::sys;
 
@@ -49,25 +49,28 @@ impl Keeper {
         let Some(line) = self.lines.get_mut(id) else {
             return;
         };
-        if line.replaying || !self.pool.has_room(true) {
+        if line.replaying.is_some() || !self.pool.has_room(true) {
             return;
         }
         while let Some(dead_id) = line.replays.pop_front() {
-            let found = self.records.get(DEAD, &dead_id, now_ms);
-            let Some(dead) = found
-                .ok()
-                .flatten()
-                .as_ref()
-                .and_then(outbox::parse::<Dead>)
-            else {
+            let found = match self.records.get(DEAD, &dead_id, now_ms) {
+                Ok(found) => found,
+                Err(error) => {
+                    line.replays.push_front(dead_id);
+                    return self.note_failure(&error);
+                }
+            };
+            let Some(dead) = found.as_ref().and_then(outbox::parse::<Dead>) else {
+                // It was removed meanwhile.
+                self.edits.push(Change::delete(REPLAY, dead_id));
                 continue;
             };
             let events = dead.events.iter().map(|event| event.get());
             let body = encode_body(&dead.id, &line.app, dead.time_ms, events);
             let attempt = (dead.id, dead.attempts + 1);
-            let place = Place::Replay(dead_id);
+            let place = Place::Replay(dead_id.clone());
             let shipment = line.ship(place, attempt, body, dead.times, true, now_ms);
-            line.replaying = true;
+            line.replaying = Some(dead_id);
             self.pool.ship(shipment);
             return;
         }
@@ -96,7 +99,7 @@ impl Keeper {
         match shipment.place {
             Place::Test => return,
             Place::Replay(id) => {
-                line.replaying = false;
+                line.replaying = None;
                 self.hear_replay(&id, is_delivered, error, now_ms);
                 return;
             }
@@ -167,6 +170,7 @@ impl Keeper {
         error: Option<String>,
         now_ms: u64,
     ) {
+        self.edits.push(Change::delete(REPLAY, id));
         if is_delivered {
             self.edits.push(Change::delete(DEAD, id));
             return;

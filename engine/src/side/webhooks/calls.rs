@@ -10,7 +10,7 @@ use shardwire_proto::webhook::{ENDPOINTS_PER_APP_MAX, Endpoint, EndpointPatch, N
 use super::deliver::{Entry, Place};
 use super::guard::check_url;
 use super::keeper::{Keeper, Reply};
-use super::outbox::{self, CHUNK, CURSOR, Chunk, DEAD, Dead, ENDPOINT, LOG, OF, PAGE};
+use super::outbox::{self, CHUNK, CURSOR, Chunk, DEAD, Dead, ENDPOINT, LOG, OF, PAGE, REPLAY};
 use crate::clock::now_ms;
 use crate::keys;
 use crate::records::{Change, Condition, RecordError, Scan};
@@ -92,6 +92,10 @@ impl Keeper {
         let app = call.app;
         if self.registry.snapshot().app(&app).is_none() {
             return Err(ErrorCode::NotFound.into());
+        }
+        // Another process may have made or changed endpoints.
+        if let Err(error) = self.reload(now_ms) {
+            self.note_failure(&error);
         }
         match call.order {
             Order::List { after, limit } => Ok(self.list(&app, &after, limit, now_ms)),
@@ -203,7 +207,7 @@ impl Keeper {
         let records = &mut *self.records;
         // First: what is left of one that is not there is found by nobody.
         records.apply(&[Change::delete(ENDPOINT, id)], now_ms)?;
-        for kind in [CHUNK, DEAD, CURSOR, LOG] {
+        for kind in [CHUNK, DEAD, REPLAY, CURSOR, LOG] {
             while outbox::remove_some(records, kind, id, now_ms)? == PAGE {}
         }
         Ok(())
@@ -311,10 +315,6 @@ impl Keeper {
 
     fn replay(&mut self, app: &str, id: &str, letter: Option<String>, now_ms: u64) -> Answer {
         self.endpoint(app, id)?;
-        if !self.ownership.is_owner() {
-            let text = "another process delivers: ask its admin port";
-            return Err(ProtocolError::with_text(ErrorCode::Unavailable, text));
-        }
         let letters = match letter {
             Some(letter) => vec![self.dead_letter(app, id, &letter, now_ms)?.id],
             None => {
@@ -323,25 +323,28 @@ impl Keeper {
                 found.into_iter().map(|record| record.id).collect()
             }
         };
-        let line = self.lines.get_mut(id).ok_or(ErrorCode::NotFound)?;
-        let count = letters.len();
-        for letter in letters {
-            if !line.replays.contains(&letter) {
-                line.replays.push_back(letter);
-            }
-        }
-        Ok(json!({ "queued": count }))
+        // The process that delivers finds them there, be it this one or another.
+        let until_ms = now_ms + self.config.dead_letters_s * 1000;
+        let asked = letters
+            .iter()
+            .map(|letter| outbox::put_replay(id, letter, now_ms, until_ms));
+        let asked: Vec<Change> = asked.collect();
+        self.records.apply(&asked, now_ms).map_err(away)?;
+        self.due.peers = 0;
+        Ok(json!({ "queued": letters.len() }))
     }
 
     fn purge(&mut self, app: &str, id: &str, letter: Option<String>, now_ms: u64) -> Answer {
         let mut purged = 0;
         if let Some(letter) = letter {
             let dead = self.dead_letter(app, id, &letter, now_ms)?;
-            let gone = Change::delete(DEAD, dead.id);
-            self.records.apply(&[gone], now_ms).map_err(away)?;
+            let gone = [DEAD, REPLAY].map(|kind| Change::delete(kind, &*dead.id));
+            self.records.apply(&gone, now_ms).map_err(away)?;
             purged = 1;
         } else {
             self.endpoint(app, id)?;
+            let records = &mut *self.records;
+            while outbox::remove_some(records, REPLAY, id, now_ms).map_err(away)? == PAGE {}
             loop {
                 let gone = outbox::remove_some(&mut *self.records, DEAD, id, now_ms);
                 let gone = gone.map_err(away)?;

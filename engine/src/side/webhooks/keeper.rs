@@ -293,7 +293,8 @@ impl Keeper {
             self.due.peers = now_ms + interval;
             let found = self
                 .bury(now_ms, &mut notes, &mut changes, &mut seen)
-                .and_then(|()| self.adopt(now_ms, &mut notes, &mut changes));
+                .and_then(|()| self.adopt(now_ms, &mut notes, &mut changes))
+                .and_then(|()| self.adopt_replays(now_ms));
             if let Err(error) = found {
                 // It is all there the next time.
                 notes.clear();
@@ -511,7 +512,7 @@ impl Keeper {
                     consider(sender.next_due_ms());
                     consider(sender.missing_from().map(|_| 0));
                 }
-                if !line.replays.is_empty() && !line.replaying {
+                if !line.replays.is_empty() && line.replaying.is_none() {
                     consider(Some(now_ms + LOOK_MS));
                 }
             }

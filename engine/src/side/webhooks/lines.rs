@@ -27,9 +27,9 @@ pub(super) struct Line {
     /// The newest last.
     pub(super) log: VecDeque<Entry>,
     pub(super) log_dirty: bool,
-    /// Dead letters to be sent again, and whether one is under way.
+    /// Dead letters to be sent again, as far as they are known; and the one that is under way.
     pub(super) replays: VecDeque<String>,
-    pub(super) replaying: bool,
+    pub(super) replaying: Option<String>,
 }
 
 impl Line {
@@ -46,7 +46,7 @@ impl Line {
             log: VecDeque::new(),
             log_dirty: false,
             replays: VecDeque::new(),
-            replaying: false,
+            replaying: None,
         })
     }
 

@@ -22,6 +22,8 @@ pub(super) const LOG: &str = "log";
 pub(super) const NODE: &str = "node";
 pub(super) const OWNER: &str = "owner";
 pub(super) const INBOX: &str = "inbox";
+/// Dead letters that are to be sent again, by their ids.
+pub(super) const REPLAY: &str = "replay";
 
 /// Label of what belongs to an endpoint.
 pub(super) const OF: &str = "endpoint";
@@ -194,6 +196,25 @@ pub(super) fn put_dead(dead: &Dead, until_ms: u64, when: Condition) -> Change {
         record,
         when,
     }
+}
+
+/// A dead letter that is to be sent again: there until that was tried, whichever process tries it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Replay {
+    pub(super) endpoint: String,
+    pub(super) letter: String,
+}
+
+/// Asks for a dead letter to be sent again; asking twice is asking once.
+pub(super) fn put_replay(endpoint: &str, letter: &str, now_ms: u64, until_ms: u64) -> Change {
+    let replay = Replay {
+        endpoint: endpoint.into(),
+        letter: letter.into(),
+    };
+    let mut record = plain(letter, endpoint, json(&replay));
+    record.rank = rank(now_ms);
+    record.expires_ms = Some(until_ms);
+    Change::put(REPLAY, record)
 }
 
 /// A process that raises events.

@@ -12,7 +12,7 @@ use shardwire_proto::webhook::{Endpoint, Kind, Note};
 use super::catchup::{self, Seen};
 use super::deliver::Entry;
 use super::keeper::Keeper;
-use super::outbox::{self, CURSOR, INBOX, LOG, NODE, Node, Raisings, STANDING};
+use super::outbox::{self, CURSOR, INBOX, LOG, NODE, Node, REPLAY, Raisings, Replay, STANDING};
 use crate::records::{Change, RecordError, Scan};
 
 /// Records of other processes taken over at once.
@@ -114,6 +114,26 @@ impl Keeper {
             };
             let node: Arc<str> = raisings.node.as_str().into();
             notes.extend(raisings.notes.into_iter().map(|note| (node.clone(), note)));
+        }
+        Ok(())
+    }
+
+    /// Takes up what any process was asked to send again, and what the last owner had not got to.
+    pub(super) fn adopt_replays(&mut self, now_ms: u64) -> Result<(), RecordError> {
+        let asked: Vec<Replay> = outbox::read_all(&mut *self.records, REPLAY, now_ms)?;
+        for line in self.lines.values_mut() {
+            line.replays.clear();
+        }
+        for Replay { endpoint, letter } in asked {
+            let is_done = self.edits.iter().any(
+                |edit| matches!(edit, Change::Delete { kind, id, .. } if *kind == REPLAY && *id == letter),
+            );
+            if let Some(line) = self.lines.get_mut(&endpoint)
+                && !is_done
+                && line.replaying.as_ref() != Some(&letter)
+            {
+                line.replays.push_back(letter);
+            }
         }
         Ok(())
     }

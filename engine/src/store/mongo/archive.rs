@@ -11,7 +11,7 @@ use shardwire_proto::record::Record;
 use super::heads::{Head, Key};
 use super::write::{EXPIRY_GRACE_MS, EXPIRY_MS_MAX, update_heads};
 use super::{MongoBackend, int, read};
-use crate::mongo::{BY_NAME, BY_SEQ, DUPLICATE_KEY, MongoError};
+use crate::mongo::{BY_NAME, DUPLICATE_KEY, MongoError};
 use crate::store::BackendError;
 use crate::store::archive::{Archive, ArchivedChannel};
 
@@ -77,10 +77,10 @@ impl MongoBackend {
             "seq",
             doc! {"$gte": from.max(channel.gone_seq + 1), "$lte": channel.last_seq},
         );
+        // One index fits. Without a hint, as there are servers that read all of an index that is named.
         let options = FindOptions::builder()
             .sort(doc! {"seq": 1})
             .limit(int(limit as u64))
-            .hint(Hint::Name(BY_SEQ.to_owned()))
             .build();
         self.all(&filter, &options, true)
     }
@@ -154,7 +154,6 @@ impl Archive for MongoBackend {
             self.messages
                 .find_one(key.messages())
                 .sort(doc! {"seq": -1})
-                .hint(Hint::Name(BY_SEQ.to_owned()))
         };
         let newest = self.mongo.retrying(newest)?;
         // Commands are unordered: of the last one any may be missing.

@@ -17,6 +17,9 @@ use super::{BackendError, MongoBackend, int, uint};
 use crate::mongo::{BY_NAME, BY_SEQ, BY_TIME, MongoError};
 use crate::store::page::PageBuilder;
 
+/// 9999-12-31.
+const DATE_MS_MAX: i64 = 253_402_214_400_000;
+
 pub(super) fn answer(
     backend: &MongoBackend,
     read: &StoreRead,
@@ -116,7 +119,7 @@ pub(super) async fn gone_at(
     let (index, order) = if newest_gone_ts < 0 {
         (BY_SEQ, doc! {"seq": 1})
     } else {
-        let after = DateTime::from_millis(newest_gone_ts);
+        let after = date(newest_gone_ts);
         filter.insert("ts", doc! {"$gt": after});
         (BY_TIME, doc! {"ts": 1, "seq": 1})
     };
@@ -189,8 +192,11 @@ impl Channel<'_> {
     /// Also of messages beyond retention, as long as they are there: an id is remembered for its window, not for its
     /// message. Ids of cleared messages are forgotten.
     async fn ids(&self, not_before: i64) -> Result<Vec<(Box<str>, u64, u64)>, MongoError> {
+        if not_before > self.head.last_ts {
+            return Ok(Vec::new());
+        }
         let mut filter = self.key.messages();
-        filter.insert("ts", doc! {"$gte": DateTime::from_millis(not_before)});
+        filter.insert("ts", doc! {"$gte": date(not_before)});
         filter.insert(
             "seq",
             doc! {"$gt": self.head.gone_seq, "$lte": self.head.last_seq},
@@ -253,7 +259,7 @@ impl Channel<'_> {
             return Ok(end);
         }
         let mut filter = self.key.messages();
-        filter.insert("ts", doc! {"$gt": DateTime::from_millis(ts)});
+        filter.insert("ts", doc! {"$gt": date(ts)});
         filter.insert("seq", doc! {"$gte": seqs.0, "$lte": seqs.1});
         let first = self
             .messages
@@ -267,7 +273,7 @@ impl Channel<'_> {
 
     async fn count_at(self, timestamp: i64) -> Result<StoreAnswer, MongoError> {
         let mut filter = self.key.messages();
-        filter.insert("ts", DateTime::from_millis(timestamp));
+        filter.insert("ts", date(timestamp));
         filter.insert(
             "seq",
             doc! {"$gt": self.gone_seq, "$lte": self.head.last_seq},
@@ -294,6 +300,11 @@ impl Channel<'_> {
             find.projection(doc! {"_id": 0, "seq": 1, "ts": 1, "id": 1, "publisher": 1, "data": 1});
         find.limit(limit).hint(Hint::Name(BY_SEQ.to_owned())).await
     }
+}
+
+/// A time to look for; what is later than any message can be is the last day that every database can tell.
+fn date(ms: i64) -> DateTime {
+    DateTime::from_millis(ms.min(DATE_MS_MAX))
 }
 
 /// From a document; what is missing is empty.

@@ -31,6 +31,8 @@ pub struct Amounts {
     pub refused: u64,
     pub connections_peak: u64,
     pub channels_peak: u64,
+    pub push_sent: u64,
+    pub push_failed: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -98,6 +100,8 @@ pub fn render(shell: &Shell, view: &UsageView) -> Markup {
             (chart("c-deliveries", "Deliveries", |amounts| amounts.deliveries))
             (chart("c-connections", "Connections, at most", |amounts| amounts.connections_peak))
             (chart("c-channels", "Channels, at most", |amounts| amounts.channels_peak))
+            @if total.push_sent > 0 { (chart("c-push", "Notifications", |amounts| amounts.push_sent)) }
+            @if total.push_failed > 0 { (chart("c-push-failed", "Notifications that failed", |amounts| amounts.push_failed)) }
             @if total.refused > 0 { (chart("c-refused", "Refused", |amounts| amounts.refused)) }
         }
     };

@@ -141,6 +141,8 @@ fn usage_pages(texts: Texts) -> Vec<Sample> {
                 refused: if index % 9 == 4 { 12 + index } else { 0 },
                 connections_peak: messages / 4,
                 channels_peak: messages / 12,
+                push_sent: messages / 40,
+                push_failed: index % 5,
             },
         }
     };
@@ -151,6 +153,8 @@ fn usage_pages(texts: Texts) -> Vec<Sample> {
         refused: 412,
         connections_peak: 13_100,
         channels_peak: 4390,
+        push_sent: series.iter().map(|point| point.amounts.push_sent).sum(),
+        push_failed: 120,
     };
     let view = usage::UsageView {
         usage: usage::Usage {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,6 +19,9 @@ use crate::records::{Change, Condition, Record, RecordError};
 /// Tries of a commit that others get in the way of.
 const TRIES_MAX: usize = 5;
 
+/// How long an app's numbers hold, where other processes count as well.
+const TALLY_FRESH: Duration = Duration::from_secs(1);
+
 /// How it went for an app in all.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
@@ -26,7 +29,7 @@ pub(super) struct Tally {
     version: u64,
     /// Not written yet.
     pub(super) added: Counts,
-    is_read: bool,
+    read: Option<Instant>,
 }
 
 /// A record's body.
@@ -124,7 +127,7 @@ impl Keeper {
                 Some(Part::Job(job)) => self.lose(&job.clone()),
                 Some(Part::Tally(app)) => {
                     if let Some(tally) = self.tallies.get_mut(app) {
-                        tally.is_read = false;
+                        tally.read = None;
                     }
                 }
                 _ => {
@@ -213,7 +216,8 @@ impl Keeper {
     /// An app's numbers; `None` when the store does not answer.
     pub(super) fn tally(&mut self, app: &Arc<str>) -> Option<Tally> {
         let known = self.tallies.get(app).copied().unwrap_or_default();
-        if known.is_read {
+        let is_fresh = |read: Instant| self.alone || read.elapsed() < TALLY_FRESH;
+        if known.read.is_some_and(is_fresh) {
             return Some(known);
         }
         let found = self.store.get(TALLY, app, now_ms()).ok()?;
@@ -228,7 +232,7 @@ impl Keeper {
             stored,
             version,
             added: known.added,
-            is_read: true,
+            read: Some(Instant::now()),
         };
         self.tallies.insert(app.clone(), tally);
         Some(tally)
@@ -241,13 +245,16 @@ impl Keeper {
         self.work.removals.clear();
         self.work.begun.clear();
         let now_ms = now_ms();
-        for tally in self.tallies.values_mut() {
+        for (app, tally) in &mut self.tallies {
             if tally.added != Counts::default() {
+                *self.uncounted.entry(app.clone()).or_default() += tally.added;
                 tally.stored = tally.next(now_ms);
                 tally.added = Counts::default();
                 tally.version += 1;
             }
         }
+        self.uncounted
+            .retain(|app, counts| !(self.ears.used)(app, *counts));
         for active in self.jobs.values_mut() {
             active.on_written();
         }

@@ -308,7 +308,7 @@ impl Keeper {
                 client_id: of.map(|recipient| recipient.member.as_str().into()),
             },
         };
-        if !(self.tell)(event) {
+        if !(self.ears.failed)(event) {
             self.failures_untold += 1;
         }
     }

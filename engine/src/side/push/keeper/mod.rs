@@ -28,12 +28,11 @@ use shardwire_proto::push::Platform;
 use shardwire_proto::push::bridge::Notice;
 use shardwire_proto::push::content::Content;
 use shardwire_proto::push::job::{Counts, Job, PAGE_ENTRIES_MAX, Page};
-use shardwire_proto::webhook::Raised;
 use tokio::sync::mpsc;
 
 use super::provider::Provider;
 use super::send::{Batch, Recipient, Report};
-use super::{Answer, Ask, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
+use super::{Answer, Ask, Ears, Input, PushConfig, PushStats, Question, WhoIsThere, lock, now_ms};
 use crate::records::{Change, RecordError, Records};
 use crate::registry::RegistryHandle;
 use crate::shard::inbox::InboxSender;
@@ -85,7 +84,7 @@ pub(super) struct Keeper {
     who: InboxSender<WhoIsThere>,
     /// The way here, for its answers.
     own: Sender<Input>,
-    tell: Box<dyn Fn(Raised) -> bool + Send>,
+    ears: Ears,
     quiet: Quiet,
     /// Names this process among those that share a store.
     owner: String,
@@ -99,6 +98,8 @@ pub(super) struct Keeper {
     providers: providers::Cache,
     /// By app.
     tallies: HashMap<Arc<str>, Tally>,
+    /// By app: written, and not yet in its usage.
+    uncounted: BTreeMap<Arc<str>, Counts>,
     work: Work,
     batches_out: usize,
     /// Since when progress waits to be written.
@@ -117,8 +118,7 @@ pub(super) struct Peers {
     pub(super) batches: Option<mpsc::Sender<Box<Batch>>>,
     pub(super) who: InboxSender<WhoIsThere>,
     pub(super) own: Sender<Input>,
-    /// Tells back ends of what has failed; false where too much waits for them.
-    pub(super) tell: Box<dyn Fn(Raised) -> bool + Send>,
+    pub(super) ears: Ears,
 }
 
 /// What the next commit brings beside progress of jobs.
@@ -181,7 +181,7 @@ impl Keeper {
             batches: peers.batches,
             who: peers.who,
             own: peers.own,
-            tell: peers.tell,
+            ears: peers.ears,
             quiet: Quiet::new(),
             owner: BASE64URL_NOPAD.encode(&crate::sys::random()),
             alone,
@@ -190,6 +190,7 @@ impl Keeper {
             order: VecDeque::new(),
             providers: providers::Cache::default(),
             tallies: HashMap::new(),
+            uncounted: BTreeMap::new(),
             work: Work::default(),
             batches_out: 0,
             unwritten_since: None,
