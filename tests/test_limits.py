@@ -89,6 +89,75 @@ def test_a_channel_of_a_namespace_has_one_rate_exactly(new_server):
     assert len(publish_all(clients, "fast", 30)[0]) == 30
 
 
+def presence_on(clients, channel, actions):
+    """Actions by the clients in turn; how many were let through, and the codes of the rest."""
+    admitted, codes = 0, set()
+    for n, action in enumerate(actions):
+        client = clients[n % len(clients)]
+        client.send_json({"action": f"presence.{action}", "channel": channel})
+        # Behind it, an answer that is no notice: what is refused is told before.
+        client.send_json({"action": "presence.get", "channel": "uncounted:marker"})
+        refused = None
+        while True:
+            frame = client.recv_json()
+            if frame["action"] == "error":
+                refused = frame
+            if frame["action"] == "presence.members" and frame["channel"] == "uncounted:marker":
+                break
+        if refused:
+            assert refused["channel"] == channel
+            codes.add(refused["code"])
+        admitted += refused is None
+    return admitted, codes
+
+
+def limited(server, class_, scope):
+    return sum(v for labels, v in server.metrics().series("shardwire_rate_limited_total")
+               if (labels["class"], labels["scope"]) == (class_, scope))
+
+
+def test_a_channel_has_one_rate_of_presence_calls_over_all_shards(new_server):
+    config = NAMED + ('[limits.rates]\npresence.channel = { per_window = 20, window_ms = 60000 }\n'
+                      'presence.connection = false\n'
+                      '[[namespace]]\npattern = "slow:*"\nrates.presence.channel = { per_window = 5, window_ms = 60000 }\n'
+                      '[[namespace]]\npattern = "uncounted:*"\nrates.presence.channel = false\n')
+    server = new_server(config=config)
+    clients = list(open_on_every_shard(server, named(server, "ann")).values())
+    actions = ["enter", "update", "update", "leave"] * 10
+    # Each shard may owe an eighth, and one at least.
+    admitted, codes = presence_on(clients, "slow:a", actions)
+    assert 5 <= admitted <= 5 + len(clients) and codes == {42900}, admitted
+    of_process, codes = presence_on(clients, "plain", actions)
+    assert 20 <= of_process <= 20 + 5 and codes == {42900}, of_process
+    assert presence_on(clients, "slow:b", ["enter", "leave"]) == (2, set()), "each channel has its own"
+    assert presence_on(clients, "uncounted:c", actions) == (40, set())
+    assert limited(server, "presence", "channel") == 80 - admitted - of_process
+    settings = {"settings": {"limits": {"rates": {"presence": {"channel": {"per_window": 3, "window_ms": 60000}}}}}}
+    admin(server, "PATCH", "/apps/dev", settings)
+
+    def is_lower():
+        return presence_on(clients, f"of-app-{time.monotonic_ns()}", ["enter"] * 12)[0] <= 3 + len(clients)
+
+    wait_until(is_lower, what="the app's setting to count")
+
+
+def test_subscriptions_and_history_have_rates_of_a_channel(new_server):
+    config = ("[limits.rates]\nsubscribe.channel = { per_window = 3, window_ms = 60000 }\n"
+              "history.channel = { per_window = 2, window_ms = 60000 }\n")
+    server = new_server(shards=1, config=config)
+    clients = [Client(server) for _ in range(4)]
+    for client in clients[:3]:
+        client.subscribe("a")
+    clients[3].send_json({"action": "subscribe", "channel": "a"})
+    clients[3].expect_error(42900, channel="a")
+    clients[3].subscribe("b")
+    clients[0].history("a")
+    assert [call(server, "GET", "/api/channels/a/messages", key=SERVER_KEY).status for _ in range(3)] == [200, 429, 429]
+    clients[1].send_json({"action": "history", "channel": "a"})
+    clients[1].expect_error(42900, channel="a")
+    assert (limited(server, "subscribe", "channel"), limited(server, "history", "channel")) == (1, 3)
+
+
 def test_subscriptions_and_history_have_rates_of_a_connection(new_server):
     config = ("[limits.rates]\nsubscribe.connection = { per_window = 3, window_ms = 60000 }\n"
               "history.connection = { per_window = 2, window_ms = 60000 }\n")
@@ -140,6 +209,16 @@ def test_http_calls_of_a_client_id_have_one_rate(new_server):
     assert status(bob) == 200 and [status(SERVER_KEY) for _ in range(4)] == [200] * 4
 
 
+def test_history_over_http_counts_for_the_client_id_of_its_token(new_server):
+    server = new_server(shards=1, config="[limits.rates.history]\nclient = { per_window = 2, window_ms = 60000 }\n",
+                        env={"SHARDWIRE_DEV_JWT_SECRET": JWT_SECRET})
+    ann, bob = (jwt.encode({"sub": sub, "exp": time.time() + 600}, JWT_SECRET, headers={"kid": "dev-signing"})
+                for sub in ("ann", "bob"))
+    statuses = [call(server, "GET", "/api/channels/c/messages", key=ann).status for _ in range(3)]
+    assert statuses == [200, 200, 429]
+    assert call(server, "GET", "/api/channels/c/messages", key=bob).status == 200
+
+
 def test_of_two_bounds_of_connections_the_lower_holds(new_server):
     server = new_server(shards=1)
     for own, of_plan in [(2, 5), (5, 2)]:
@@ -156,7 +235,7 @@ def test_of_two_bounds_of_connections_the_lower_holds(new_server):
         admin(server, "DELETE", f"/apps/{app}")
 
 
-@pytest.mark.parametrize("rates", ["[limits.rates.presence]\nchannel = { per_window = 2 }\n",
+@pytest.mark.parametrize("rates", ["[limits.rates.connect]\nchannel = { per_window = 2 }\n",
                                    "[limits.rates.http]\nconnection = { per_window = 2 }\n"])
 def test_a_limit_that_nothing_counts_is_a_wrong_setting(new_server, rates):
     server = new_server(start=False, config=rates)

@@ -225,11 +225,11 @@ impl Account {
         self.plan = plan;
     }
 
-    /// The longest window of a client id's limits.
-    pub(super) fn client_span_ms(&self) -> u64 {
+    /// The longest window of the limits of a scope.
+    pub(super) fn span_ms(&self, scope: Scope) -> u64 {
         let own = self.own.iter().filter_map(|(_, own)| own.as_deref());
         let all = self.wide.iter().chain(own.flatten());
-        let limits = all.filter_map(|resolved| resolved.limit(Scope::Client));
+        let limits = all.filter_map(|resolved| resolved.limit(scope));
         limits.map(|limit| limit.span_ms()).max().unwrap_or(0)
     }
 

@@ -92,9 +92,10 @@ impl Homes {
     ) -> Notes {
         let now_ms = now.mono_ms();
         match &msg.resource {
-            Resource::App(bucket) | Resource::Client(bucket, _) => {
+            Resource::App(bucket) | Resource::Client(bucket, _) | Resource::Channel(bucket, _) => {
                 let scope = match &msg.resource {
                     Resource::App(_) => Scope::App,
+                    Resource::Channel(..) => Scope::Channel,
                     _ => Scope::Client,
                 };
                 let Some(mut limit) = account.limit_of(*bucket, scope) else {

@@ -1,7 +1,7 @@
 //! One shard's part in everything that is counted by app or client id: rates, plans, usage, and whose turn it is.
 //!
-//! Holds an [`Account`] per app (by the shard's index of apps), the leases of client ids, and the homes of the limits
-//! that fall to this shard. Decides and counts; telling clients, and carrying notes between shards, is the shard's work.
+//! Holds an [`Account`] per app (by the shard's index of apps), the leases of client ids and channels, and the homes of
+//! the limits that fall to this shard. Decides and counts; telling clients, and carrying notes between shards, is the shard's work.
 //!
 //! **After every call that may spend or give back, [`Meters::take_notes`] is emptied into the lanes.** Notes between a
 //! limit's home and a lease on the same shard do not leave here.
@@ -10,8 +10,8 @@
 //! back is put back once; of an app without limits nothing is asked.
 
 mod account;
-mod clients;
 mod homes;
+mod named;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +21,15 @@ use hashbrown::HashMap;
 
 use account::Slot;
 pub use account::{Account, AppTerms, AppUsage};
-use clients::Clients;
-pub use clients::NO_CLIENT;
 use homes::Homes;
+pub use named::NO_CLIENT;
+use named::Named;
 
 use crate::ids::{Now, Placement, ShardId};
 use crate::quota::{Elsewhere, Totals, day_of};
 use crate::rate::RateLimit;
 use crate::rate::lease::{Note, Report, Terms};
-use crate::rate::table::{Bucket, Class, Resolved};
+use crate::rate::table::{Bucket, Class, Resolved, Scope};
 
 /// Work that is done for one app per turn while other apps have connections on the shard, in messages: about a tenth of a
 /// millisecond, so that a message of another app waits no longer for it.
@@ -46,6 +46,8 @@ pub enum Resource {
     App(Bucket),
     /// A client id's rate.
     Client(Bucket, Arc<str>),
+    /// A channel's rate of anything but publishes, which its home counts by itself.
+    Channel(Bucket, Arc<str>),
     /// A plan's messages of a day and month.
     Messages,
     /// A plan's connections.
@@ -78,7 +80,8 @@ pub struct Meters {
     placement: Placement,
     accounts: Vec<Account>,
     by_app: HashMap<Arc<str>, u32, foldhash::fast::FixedState>,
-    clients: Clients,
+    clients: Named,
+    channels: Named,
     homes: Homes,
     notes: Vec<(ShardId, LimitMsg)>,
     /// Counts turns; see [`Meters::end_turn`].
@@ -102,7 +105,8 @@ impl Meters {
             placement,
             accounts: Vec::new(),
             by_app: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
-            clients: Clients::new(seed),
+            clients: Named::new(seed),
+            channels: Named::new(seed),
             homes: Homes::new(seed),
             notes: Vec::new(),
             turn: 1,
@@ -129,7 +133,8 @@ impl Meters {
         let here = self.shard;
         if let Some(account) = self.accounts.get_mut(at) {
             account.set_terms(terms, home, here, shards, day_of(now.unix_ms));
-            self.clients.hold_for(account.client_span_ms());
+            self.clients.hold_for(account.span_ms(Scope::Client));
+            self.channels.hold_for(account.span_ms(Scope::Channel));
         }
         // What a plan allows is at hand before the first use.
         for resource in [
@@ -184,7 +189,7 @@ impl Meters {
     /// Finds or makes the leases of a client id that may be on several connections. Each call takes part in their life
     /// until [`Meters::leave_client`].
     pub fn enter_client(&mut self, index: u32, client_id: &Arc<str>) -> u32 {
-        self.clients.enter(index, client_id)
+        self.clients.enter(index, client_id.clone())
     }
 
     /// One connection less of a client id.
@@ -220,6 +225,50 @@ impl Meters {
     /// Takes back what [`Meters::spend_client`] has spent.
     pub fn unspend_client(&mut self, client: u32, bucket: Bucket) {
         if let Some(slot) = self.clients.known_slot(client, bucket) {
+            slot.lease.unspend();
+        }
+    }
+
+    /// Takes back what was spent of a client id that may have no connection here.
+    pub fn unspend_client_id(&mut self, index: u32, client_id: &str, bucket: Bucket) {
+        if let Some(slot) = self.clients.find_slot(index, client_id, bucket) {
+            slot.lease.unspend();
+        }
+    }
+
+    /// Spends one of the rate that a channel has on all shards; whether there was one.
+    pub fn spend_channel(
+        &mut self,
+        index: u32,
+        channel: &str,
+        bucket: Bucket,
+        limit: RateLimit,
+        now: Now,
+    ) -> bool {
+        let Some(account) = self.account(index) else {
+            return true;
+        };
+        let home = self.home_of(&account.app, channel);
+        let (shards, here) = (self.placement.shards(), self.shard);
+        let at = self.channels.enter(index, channel);
+        let slot = self.channels.slot(at, bucket, limit, home, here, shards);
+        let at_hand = slot.and_then(|slot| {
+            // Nobody has asked beforehand: while another shard holds what there is, the home owes as others do, so that
+            // little use is not refused.
+            slot.terms = Terms::of_window(&limit, shards);
+            slot.spend_at_hand(now)
+        });
+        let spent = at_hand.unwrap_or_else(|| {
+            let resource = Resource::Channel(bucket, channel.into());
+            self.spend_and_ask(index, &resource, now)
+        });
+        self.channels.leave(at, now.mono_ms());
+        spent
+    }
+
+    /// Takes back what [`Meters::spend_channel`] has spent.
+    pub fn unspend_channel(&mut self, index: u32, channel: &str, bucket: Bucket) {
+        if let Some(slot) = self.channels.find_slot(index, channel, bucket) {
             slot.lease.unspend();
         }
     }
@@ -483,6 +532,7 @@ impl Meters {
     pub fn tick(&mut self, now: Now) {
         self.seen = now;
         self.clients.forget_idle(now.mono_ms());
+        self.channels.forget_idle(now.mono_ms());
         self.homes.forget_idle(now.mono_ms());
         let day = day_of(now.unix_ms);
         for index in 0..u32::try_from(self.accounts.len()).unwrap_or(u32::MAX) {
@@ -641,14 +691,15 @@ impl Meters {
         match resource {
             Resource::App(bucket) => account.known_rate_slot(*bucket),
             Resource::Client(bucket, id) => self.clients.find_slot(index, id, *bucket),
+            Resource::Channel(bucket, name) => self.channels.find_slot(index, name, *bucket),
             Resource::Messages => account.messages.as_mut(),
             Resource::Connections => account.held_mut(Held::Connections),
             Resource::Channels => account.held_mut(Held::Channels),
         }
     }
 
-    fn home_of(&self, app: &str, client_id: &str) -> ShardId {
-        self.placement.home(self.placement.hash(app, client_id))
+    fn home_of(&self, app: &str, name: &str) -> ShardId {
+        self.placement.home(self.placement.hash(app, name))
     }
 }
 

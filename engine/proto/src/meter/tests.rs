@@ -87,6 +87,7 @@ fn rate(class: &str, scopes: Scopes) -> Rates {
     let mut rates = Rates::default();
     match class {
         "publish" => rates.publish = scopes,
+        "presence" => rates.presence = scopes,
         _ => rates.connect = scopes,
     }
     rates
@@ -236,6 +237,55 @@ fn clients_are_told_apart_and_forgotten_when_nothing_of_them_counts() {
     }
     for meters in &world.meters {
         assert!(meters.clients.is_empty() && meters.homes.is_empty());
+    }
+}
+
+#[test]
+fn a_channel_has_one_rate_over_all_shards_and_is_forgotten_when_nothing_of_it_counts() {
+    let limit = RateLimit::new(10, 1000, 10).unwrap();
+    let scopes = Scopes {
+        channel: Some(Setting::Limit(limit)),
+        ..Scopes::default()
+    };
+    let terms = AppTerms {
+        rates: rate("presence", scopes),
+        ..AppTerms::default()
+    };
+    let mut world = World::new(3, &terms, Totals::default());
+    let bucket = Bucket::wide(Class::Presence);
+    for channel in ["a", "b"] {
+        let mut spent = 0;
+        for n in 0..90 {
+            let meters = &mut world.meters[n % 3];
+            spent += usize::from(meters.spend_channel(0, channel, bucket, limit, world.now));
+            world.carry();
+        }
+        assert!((10..=13).contains(&spent), "{channel}: {spent}");
+    }
+    for n in 0..3 {
+        let meters = &mut world.meters[n];
+        let spent = meters.spend_channel(0, "seldom", bucket, limit, world.now);
+        assert!(spent, "whoever holds the rest");
+        world.carry();
+    }
+    // What is taken back where it was spent can be spent again there.
+    let home = usize::from(world.meters[0].home_of("app", "c").0);
+    let meters = &mut world.meters[home];
+    let spend = |meters: &mut Meters| meters.spend_channel(0, "c", bucket, limit, world.now);
+    let spent = (0..20).filter(|_| spend(meters)).count();
+    assert!((10..=11).contains(&spent), "{spent}");
+    meters.unspend_channel(0, "c", bucket);
+    assert!(spend(meters) && !spend(meters));
+    world.carry();
+    for _ in 0..10 {
+        world.later(1000);
+        for meters in &mut world.meters {
+            meters.tick(world.now);
+        }
+        world.carry();
+    }
+    for meters in &world.meters {
+        assert!(meters.channels.is_empty() && meters.homes.is_empty());
     }
 }
 

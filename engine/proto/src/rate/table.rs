@@ -62,7 +62,7 @@ pub enum Scope {
     Connection,
     /// A client id, on all connections and shards.
     Client,
-    /// A channel, at its home.
+    /// A channel: publishes at its home, the rest on all shards.
     Channel,
     /// An app, on all shards.
     App,
@@ -147,7 +147,7 @@ pub struct Scopes {
     /// See [`Scope::Client`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<Setting>,
-    /// See [`Scope::Channel`]; for `publish`.
+    /// See [`Scope::Channel`]; not for `connect` and `http`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel: Option<Setting>,
     /// See [`Scope::App`].
@@ -289,9 +289,8 @@ pub const fn counts(class: Class, scope: Scope, place: Place) -> bool {
         Class::Publish | Class::Subscribe | Class::Presence | Class::History
     );
     let is_counted = match scope {
-        Scope::Connection => has_channel,
+        Scope::Connection | Scope::Channel => has_channel,
         Scope::Client | Scope::App => true,
-        Scope::Channel => matches!(class, Class::Publish),
         Scope::Address => matches!((class, place), (Class::Connect, Place::Process)),
     };
     is_counted && (!matches!(place, Place::Namespace) || has_channel)
@@ -407,8 +406,8 @@ mod tests {
         let limit = r#"{"per_window":5}"#;
         for (class, scope, place) in [
             ("http", "connection", Place::Process),
-            ("subscribe", "channel", Place::Process),
-            ("presence", "channel", Place::Namespace),
+            ("connect", "channel", Place::Process),
+            ("http", "channel", Place::App),
             ("connect", "address", Place::App),
             ("connect", "app", Place::Namespace),
         ] {

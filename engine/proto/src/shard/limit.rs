@@ -3,33 +3,35 @@
 //! Scopes are asked from the narrowest to the widest, and a refusal gives back what narrower ones have spent: what was
 //! refused counts nowhere.
 
+mod http;
+
 use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use http::HttpRate;
 
 use super::Shard;
-use crate::auth::Caller;
+use crate::auth::capability::Ops;
+use crate::channel_name;
 use crate::error::{CloseCause, ErrorCode, ProtocolError};
 use crate::ids::{ConnId, Now, ShardId};
 use crate::meter::{AppTerms, AppUsage, Held, LimitMsg, NO_CLIENT};
 use crate::msg::ShardMsg;
 use crate::quota::{OnExhausted, Totals};
-use crate::rate::table::{Bucket, Class, Scope, Setting};
+use crate::rate::table::{Bucket, Class, Resolved, Scope, Setting};
 use crate::rate::{RateLimit, RateWindow};
 use crate::session::ConnState;
 
 /// Connections ended per tick of an app whose messages are used up.
 const ENDED_PER_TICK: usize = 4096;
 
-/// Where an HTTP caller stands with a limit, for the `RateLimit` fields of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HttpRate {
-    /// Most calls at once.
-    pub limit: u32,
-    /// Calls that this shard can admit without asking.
-    pub remaining: u32,
-    /// Seconds until the window is as good as new.
-    pub reset_s: u64,
-    /// Of a refusal, seconds until another try is of use.
-    pub retry_after_s: Option<u64>,
+/// What is about to be done, and where.
+struct Place<'a> {
+    /// Of the app.
+    index: u32,
+    class: Class,
+    /// Where it counts by channel.
+    channel: Option<&'a str>,
 }
 
 impl Shard {
@@ -142,21 +144,70 @@ impl Shard {
             self.refuse(index, class, Scope::Client);
             return false;
         }
-        if let Some(limit) = limits.limit(Scope::App) {
-            let bucket = limits.bucket(class, Scope::App, namespace);
-            if !self.meters.spend_app(index, bucket, limit, now) {
-                self.give_back(conn, own.map(|own| (own_bucket, own)), now);
-                if by_client.is_some()
-                    && let Some(c) = self.conns.open_mut(conn)
-                {
-                    self.meters.unspend_client(c.session.client, client_bucket);
-                }
-                self.refuse(index, class, Scope::App);
-                return false;
+        let counted = self.counts_by_channel(conn, class, channel);
+        let place = Place {
+            index,
+            class,
+            channel: counted.then_some(channel),
+        };
+        if let Err(scope) = self.spend_shared(&place, (&limits, namespace), now) {
+            self.give_back(conn, own.map(|own| (own_bucket, own)), now);
+            if by_client.is_some()
+                && let Some(c) = self.conns.open_mut(conn)
+            {
+                self.meters.unspend_client(c.session.client, client_bucket);
             }
+            self.refuse(index, class, scope);
+            return false;
         }
         self.send_notes();
         true
+    }
+
+    /// Whether it counts by channel here: publishes do so at its home, and of subscriptions those that will be granted, so
+    /// that nobody can use up the rate of a channel that is not theirs. The others ask when the right has been seen.
+    fn counts_by_channel(&mut self, conn: ConnId, class: Class, channel: &str) -> bool {
+        match class {
+            Class::Presence | Class::History => true,
+            Class::Subscribe => {
+                let is_name = channel_name::validate(channel, self.options.utf8_channel_names);
+                let open = self.conns.open_mut(conn);
+                is_name.is_ok()
+                    && open.is_some_and(|c| c.session.grant.permits(channel, Ops::SUBSCRIBE))
+            }
+            Class::Publish | Class::Connect | Class::Http => false,
+        }
+    }
+
+    /// Spends what is not the client's own: of the rate of the channel, and of the app.
+    ///
+    /// Errors: whose there was nothing left of; nothing is spent then.
+    fn spend_shared(
+        &mut self,
+        place: &Place<'_>,
+        (limits, namespace): (&Resolved, u16),
+        now: Now,
+    ) -> Result<(), Scope> {
+        let Place { index, class, .. } = *place;
+        let by_channel = place.channel.zip(limits.limit(Scope::Channel));
+        let bucket = limits.bucket(class, Scope::Channel, namespace);
+        if let Some((channel, limit)) = by_channel
+            && !self
+                .meters
+                .spend_channel(index, channel, bucket, limit, now)
+        {
+            return Err(Scope::Channel);
+        }
+        let of_app = limits.bucket(class, Scope::App, namespace);
+        if let Some(limit) = limits.limit(Scope::App)
+            && !self.meters.spend_app(index, of_app, limit, now)
+        {
+            if let Some((channel, _)) = by_channel {
+                self.meters.unspend_channel(index, channel, bucket);
+            }
+            return Err(Scope::App);
+        }
+        Ok(())
     }
 
     /// A client id that others cannot have is counted on its connection, others over all shards.
@@ -200,78 +251,19 @@ impl Shard {
         self.send_notes();
     }
 
-    /// Whether an HTTP publish of the app may go on: the app's rate alone, back ends have no other (D25).
-    pub(super) fn admit_for_app(
+    /// Spends one of the rate of a client id that need not have a connection.
+    fn spend_client_id(
         &mut self,
         index: u32,
-        class: Class,
-        channel: &str,
+        client_id: &Arc<str>,
+        bucket: Bucket,
+        limit: RateLimit,
         now: Now,
     ) -> bool {
-        let (limits, namespace) = self.meters.resolved(index, class, channel);
-        let Some(limit) = limits.limit(Scope::App) else {
-            return true;
-        };
-        let bucket = limits.bucket(class, Scope::App, namespace);
-        let admitted = self.meters.spend_app(index, bucket, limit, now);
-        if admitted {
-            self.send_notes();
-        } else {
-            self.refuse(index, class, Scope::App);
-        }
+        let client = self.meters.enter_client(index, client_id);
+        let admitted = self.meters.spend_client(client, bucket, limit, now);
+        self.meters.leave_client(client, now);
         admitted
-    }
-
-    /// Counts a call of the HTTP API against the rate of the client id that a token vouches for, and of the app. `None`:
-    /// the app has none.
-    ///
-    /// # Errors
-    /// 42900, with what to say about it.
-    pub fn admit_http(&mut self, caller: &Caller, now: Now) -> Result<Option<HttpRate>, HttpRate> {
-        let index = self.app_index(&caller.app.id);
-        let (limits, _) = self.meters.resolved(index, Class::Http, "");
-        let bucket = Bucket::wide(Class::Http);
-        if let (Some(limit), Some(client_id)) =
-            (limits.limit(Scope::Client), caller.credential.client_id())
-        {
-            let client = self.meters.enter_client(index, client_id);
-            let admitted = self.meters.spend_client(client, bucket, limit, now);
-            self.meters.leave_client(client, now);
-            if !admitted {
-                self.refuse(index, Class::Http, Scope::Client);
-                return Err(HttpRate {
-                    limit: limit.burst(),
-                    remaining: 0,
-                    reset_s: limit.span_ms().div_ceil(1000),
-                    retry_after_s: Some(limit.span_ms().div_ceil(1000)),
-                });
-            }
-        }
-        let Some(limit) = limits.limit(Scope::App) else {
-            self.send_notes();
-            return Ok(None);
-        };
-        let admitted = self.meters.spend_app(index, bucket, limit, now);
-        let mut rate = HttpRate {
-            limit: limit.burst(),
-            remaining: self.meters.left_of_app(index, bucket, now),
-            reset_s: limit.span_ms().div_ceil(1000),
-            retry_after_s: None,
-        };
-        if admitted {
-            self.send_notes();
-            return Ok(Some(rate));
-        }
-        self.refuse(index, Class::Http, Scope::App);
-        let wait_ms = self.meters.retry_after_ms(index, bucket, now);
-        rate.retry_after_s = Some(wait_ms.div_ceil(1000).max(1));
-        Err(rate)
-    }
-
-    /// Whether one more history call over HTTP may be made.
-    pub fn admit_http_history(&mut self, caller: &Caller, channel: &str, now: Now) -> bool {
-        let index = self.app_index(&caller.app.id);
-        self.admit_for_app(index, Class::History, channel, now)
     }
 
     /// Counts a handshake against its address, before anything is looked at.
@@ -302,7 +294,7 @@ impl Shard {
     pub(super) fn check_connect(
         &mut self,
         index: u32,
-        client_id: Option<&std::sync::Arc<str>>,
+        client_id: Option<&Arc<str>>,
         is_exempt: bool,
         now: Now,
     ) -> Result<(), ProtocolError> {
@@ -312,16 +304,19 @@ impl Shard {
         let (limits, _) = self.meters.resolved(index, Class::Connect, "");
         let bucket = Bucket::wide(Class::Connect);
         let by_client = limits.limit(Scope::Client).filter(|_| !is_exempt);
-        if let (Some(limit), Some(client_id)) = (by_client, client_id) {
-            let client = self.meters.enter_client(index, client_id);
-            let admitted = self.meters.spend_client(client, bucket, limit, now);
-            self.meters.leave_client(client, now);
-            if !admitted {
-                self.refuse(index, Class::Connect, Scope::Client);
-                return Err(ErrorCode::RateExceeded.into());
-            }
+        if let (Some(limit), Some(client_id)) = (by_client, client_id)
+            && !self.spend_client_id(index, client_id, bucket, limit, now)
+        {
+            self.refuse(index, Class::Connect, Scope::Client);
+            return Err(ErrorCode::RateExceeded.into());
         }
-        if !self.admit_for_app(index, Class::Connect, "", now) {
+        let place = Place {
+            index,
+            class: Class::Connect,
+            channel: None,
+        };
+        if let Err(scope) = self.spend_shared(&place, (&limits, Bucket::WIDE), now) {
+            self.refuse(index, Class::Connect, scope);
             return Err(ErrorCode::RateExceeded.into());
         }
         let has_place = self.meters.take(index, Held::Connections, now);
@@ -466,7 +461,7 @@ impl Shard {
     }
 
     /// What apps have used in all, as of about a second ago.
-    pub fn set_totals(&mut self, totals: &[(std::sync::Arc<str>, Totals)]) {
+    pub fn set_totals(&mut self, totals: &[(Arc<str>, Totals)]) {
         for (app, totals) in totals {
             self.meters.set_totals(app, *totals);
         }

@@ -117,7 +117,7 @@ impl Shard {
             .check_publish(caller.permits(&item.channel, Ops::PUBLISH), item)
             .and_then(|()| {
                 let admitted = self.acquire_http_rate(caller, app_index, now)
-                    && self.admit_for_app(app_index, Class::Publish, &item.channel, now);
+                    && self.admit_caller(caller, app_index, Class::Publish, &item.channel, now);
                 admitted.then_some(()).ok_or(ErrorCode::RateExceeded)
             })
             .and_then(|()| self.check_size(app_index, item))

@@ -390,6 +390,55 @@ fn rights_limits_and_rates_are_kept() {
 }
 
 #[test]
+fn a_channel_has_a_rate_of_presence_calls_whoever_makes_them() {
+    let mut w = world(1, |_| ());
+    w.options.limits.rates = serde_json::from_value(json!({
+        "presence": {"channel": {"per_window": 4, "window_ms": 60_000}},
+        "subscribe": {"channel": {"per_window": 2, "window_ms": 60_000}},
+    }))
+    .unwrap();
+    w.restart();
+    let (a, b) = (named(&mut w, 0, "a"), named(&mut w, 0, "b"));
+    enter(&mut w, a, "c", json!({"n": 1}));
+    enter(&mut w, b, "c", json!({"n": 1}));
+    enter(&mut w, a, "c", json!({"n": 2}));
+    w.say(a, &presence("leave", "c"));
+    w.take(a);
+    w.take(b);
+    // Of the fifth nothing happens: who asked for it stays the member that it was.
+    for action in ["update", "leave", "get"] {
+        w.say(b, &presence(action, "c"));
+        assert_eq!(w.take(b), ["error 42900 c"]);
+        assert!(w.take(a).is_empty());
+    }
+    enter(&mut w, a, "other", json!({"n": 1}));
+    assert_eq!(w.take(a), ["enter other a{\"n\":1}"]);
+    w.advance_us(120_000_000);
+    w.say(b, &presence("get", "c"));
+    let answers = w.take(b);
+    assert!(
+        answers.iter().any(|a| a.starts_with("members c")),
+        "{answers:?}"
+    );
+    // Who has no right to a channel does not use up its rate.
+    let n = w.connect_with(0, &format!("key={NARROW_KEY}&clientId=n"));
+    for _ in 0..5 {
+        w.say(n, &json!({"action": "subscribe", "channel": "closed"}));
+        assert_eq!(w.take(n), ["error 40300 closed"]);
+    }
+    w.take(a);
+    w.take(b);
+    for (client, answer) in [
+        (a, "subscribed closed"),
+        (b, "subscribed closed"),
+        (a, "error 42900 closed"),
+    ] {
+        w.say(client, &json!({"action": "subscribe", "channel": "closed"}));
+        assert_eq!(w.take(client), [answer]);
+    }
+}
+
+#[test]
 fn answers_keep_the_order_of_their_requests() {
     let mut w = world(3, |_| ());
     let far = w.channel_at(1, 0);

@@ -1,8 +1,8 @@
-//! Leases of client ids on one shard.
+//! Leases of what has a name that clients choose, on one shard: of client ids, and of channels.
 //!
-//! A client id has an entry while a connection of it is open here, and for a while after: coming back at once must not
-//! give it debt anew. Entries without a connection are at most [`IDLE_MAX`]; of more, those that have been idle longest
-//! are forgotten, which gives each at most its debt again.
+//! A name has an entry while somebody uses it here, a client id while a connection of it is open, and for a while after:
+//! coming back at once must not give it debt anew. Entries that nobody uses are at most [`IDLE_MAX`]; of more, those that
+//! have been idle longest are forgotten, which gives each at most its debt again.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -19,7 +19,7 @@ use crate::rate::table::Bucket;
 
 /// Stands for no entry.
 pub const NO_CLIENT: u32 = u32::MAX;
-/// Entries without a connection.
+/// Entries that nobody uses.
 const IDLE_MAX: usize = 65_536;
 /// Longest time that one is kept, ms.
 const HOLD_MS_MAX: u64 = 10 * 60 * 1000;
@@ -27,27 +27,27 @@ const HOLD_MS_MAX: u64 = 10 * 60 * 1000;
 const FORGET_PER_TICK: usize = 8192;
 
 #[derive(Debug)]
-struct Client {
+struct Entry {
     account: u32,
-    id: Arc<str>,
+    name: Arc<str>,
     slots: SmallVec<[(Bucket, RateLimit, Slot); 1]>,
-    connections: u32,
-    /// Monotonic ms since which it has no connection.
+    users: u32,
+    /// Monotonic ms since which it has none.
     idle_ms: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Clients {
-    entries: Vec<Option<Client>>,
+pub(super) struct Named {
+    entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     by_name: HashTable<u32>,
     hasher: FixedState,
-    /// Entries that had no connection when they were put here, by time.
+    /// Entries that had no user when they were put here, by time.
     idle: VecDeque<(u64, u32)>,
     hold_ms: u64,
 }
 
-impl Clients {
+impl Named {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             entries: Vec::new(),
@@ -64,19 +64,23 @@ impl Clients {
         self.hold_ms = self.hold_ms.max(span_ms).min(HOLD_MS_MAX);
     }
 
-    pub(super) fn enter(&mut self, account: u32, id: &Arc<str>) -> u32 {
-        let hash = self.hash(account, id);
-        if let Some(slot) = self.find(account, id, hash) {
-            if let Some(client) = self.get_mut(slot) {
-                client.connections += 1;
+    /// Finds or makes the entry of a name, and uses it until it is left.
+    pub(super) fn enter<N>(&mut self, account: u32, name: N) -> u32
+    where
+        N: AsRef<str> + Into<Arc<str>>,
+    {
+        let hash = self.hash(account, name.as_ref());
+        if let Some(slot) = self.find(account, name.as_ref(), hash) {
+            if let Some(entry) = self.get_mut(slot) {
+                entry.users += 1;
             }
             return slot;
         }
-        let client = Client {
+        let made = Entry {
             account,
-            id: id.clone(),
+            name: name.into(),
             slots: SmallVec::new(),
-            connections: 1,
+            users: 1,
             idle_ms: 0,
         };
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -84,12 +88,12 @@ impl Clients {
             u32::try_from(self.entries.len() - 1).unwrap_or(NO_CLIENT)
         });
         if let Some(entry) = self.entries.get_mut(slot as usize) {
-            *entry = Some(client);
+            *entry = Some(made);
         }
         let (entries, hasher) = (&self.entries, &self.hasher);
         self.by_name.insert_unique(hash, slot, |s| {
-            let client = entries.get(*s as usize).and_then(Option::as_ref);
-            client.map_or(0, |c| hasher.hash_one((c.account, &*c.id)))
+            let entry = entries.get(*s as usize).and_then(Option::as_ref);
+            entry.map_or(0, |e| hasher.hash_one((e.account, &*e.name)))
         });
         slot
     }
@@ -100,12 +104,12 @@ impl Clients {
     }
 
     pub(super) fn leave(&mut self, slot: u32, now_ms: u64) {
-        let Some(client) = self.get_mut(slot) else {
+        let Some(entry) = self.get_mut(slot) else {
             return;
         };
-        client.connections = client.connections.saturating_sub(1);
-        if client.connections == 0 {
-            client.idle_ms = now_ms;
+        entry.users = entry.users.saturating_sub(1);
+        if entry.users == 0 {
+            entry.idle_ms = now_ms;
             self.idle.push_back((now_ms, slot));
             if self.idle.len() > IDLE_MAX
                 && let Some((since, oldest)) = self.idle.pop_front()
@@ -116,32 +120,25 @@ impl Clients {
     }
 
     pub(super) fn name(&self, slot: u32) -> Option<(u32, Arc<str>)> {
-        let client = self.entries.get(slot as usize)?.as_ref()?;
-        Some((client.account, client.id.clone()))
+        let entry = self.entries.get(slot as usize)?.as_ref()?;
+        Some((entry.account, entry.name.clone()))
     }
 
     pub(super) fn slot(
         &mut self,
-        client: u32,
+        at: u32,
         bucket: Bucket,
         limit: RateLimit,
         home: ShardId,
         here: ShardId,
         shards: u16,
     ) -> Option<&mut Slot> {
-        let client = self.get_mut(client)?;
-        Some(slot_in(
-            &mut client.slots,
-            bucket,
-            limit,
-            home,
-            here,
-            shards,
-        ))
+        let slots = &mut self.get_mut(at)?.slots;
+        Some(slot_in(slots, bucket, limit, home, here, shards))
     }
 
-    pub(super) fn known_slot(&mut self, client: u32, bucket: Bucket) -> Option<&mut Slot> {
-        let slots = &mut self.get_mut(client)?.slots;
+    pub(super) fn known_slot(&mut self, at: u32, bucket: Bucket) -> Option<&mut Slot> {
+        let slots = &mut self.get_mut(at)?.slots;
         let found = slots.iter_mut().find(|(own, ..)| *own == bucket);
         found.map(|(.., slot)| slot)
     }
@@ -149,11 +146,11 @@ impl Clients {
     pub(super) fn find_slot(
         &mut self,
         account: u32,
-        id: &str,
+        name: &str,
         bucket: Bucket,
     ) -> Option<&mut Slot> {
-        let client = self.find(account, id, self.hash(account, id))?;
-        self.known_slot(client, bucket)
+        let at = self.find(account, name, self.hash(account, name))?;
+        self.known_slot(at, bucket)
     }
 
     pub(super) fn forget_idle(&mut self, now_ms: u64) {
@@ -171,13 +168,13 @@ impl Clients {
 
     /// Forgets an entry, unless it has been in use since it was put on the list.
     fn forget(&mut self, slot: u32, since: u64) {
-        let is_idle = |c: &Client| c.connections == 0 && c.idle_ms == since;
+        let is_idle = |e: &Entry| e.users == 0 && e.idle_ms == since;
         let entry = self.entries.get_mut(slot as usize);
         let Some(entry) = entry.filter(|e| e.as_ref().is_some_and(is_idle)) else {
             return;
         };
-        if let Some(client) = entry.take() {
-            let hash = self.hash(client.account, &client.id);
+        if let Some(entry) = entry.take() {
+            let hash = self.hash(entry.account, &entry.name);
             if let Ok(found) = self.by_name.find_entry(hash, |s| *s == slot) {
                 found.remove();
                 self.free.push(slot);
@@ -185,18 +182,18 @@ impl Clients {
         }
     }
 
-    fn get_mut(&mut self, slot: u32) -> Option<&mut Client> {
+    fn get_mut(&mut self, slot: u32) -> Option<&mut Entry> {
         self.entries.get_mut(slot as usize)?.as_mut()
     }
 
-    fn hash(&self, account: u32, id: &str) -> u64 {
-        self.hasher.hash_one((account, id))
+    fn hash(&self, account: u32, name: &str) -> u64 {
+        self.hasher.hash_one((account, name))
     }
 
-    fn find(&self, account: u32, id: &str, hash: u64) -> Option<u32> {
+    fn find(&self, account: u32, name: &str, hash: u64) -> Option<u32> {
         let is_it = |slot: &u32| {
-            let client = self.entries.get(*slot as usize).and_then(Option::as_ref);
-            client.is_some_and(|c| c.account == account && &*c.id == id)
+            let entry = self.entries.get(*slot as usize).and_then(Option::as_ref);
+            entry.is_some_and(|e| e.account == account && &*e.name == name)
         };
         self.by_name.find(hash, is_it).copied()
     }
