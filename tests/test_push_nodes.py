@@ -28,6 +28,7 @@ def nodes(new_redis, new_nodes, authority, tmp_path):
         nodes = new_nodes(new_redis(), 2, config=config(authority, key) + more)
         for node in nodes:
             wait_until(lambda: node.metrics().total("shardwire_broker_connected") == 1, what="Redis to be seen")
+            wait_until(lambda: node.metrics().total("shardwire_cluster_nodes") == 2, what="the nodes to know of each other")
         yield nodes
         for node in nodes:
             node.kill()
