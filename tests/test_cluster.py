@@ -462,6 +462,30 @@ def test_a_plan_is_one_over_all_nodes(new_redis, cluster, join):
     print(f"{accepted} messages of a plan of 200, on two nodes in turn")
 
 
+def test_a_plans_channels_are_those_of_all_nodes(new_redis, cluster, join):
+    nodes = cluster(new_redis(), 2)
+    admin(nodes[0], "PUT", "/plans/rooms", {"channelsMax": 20})
+    admin(nodes[0], "PATCH", "/apps/dev", {"settings": {"plan": "rooms"}})
+    for node in nodes:
+        wait_until(lambda n=node: admin(n, "GET", "/apps/dev")["settings"].get("plan") == "rooms", 5, "the plan to be everywhere")
+    holder, other = join(nodes[0]), join(nodes[1])
+
+    def granted(client, channel):
+        client.send_json({"action": "subscribe", "channel": channel})
+        answer = client.recv_json()
+        assert answer["action"] == "subscribed" or answer["code"] == 42912, answer
+        return answer["action"] == "subscribed"
+
+    held = sum(granted(holder, f"here:{n}") for n in range(40))
+    # More by what shards take before they have heard from the one that keeps count.
+    assert 20 <= held <= 25, held
+    time.sleep(2)  # until the other node has been told
+    over = sum(granted(other, f"there:{n}") for n in range(20))
+    assert over <= 2, over
+    holder.drop()
+    wait_until(lambda: granted(other, "there:again"), 10, "the channels to be free on the other node", 0.05)
+
+
 def test_an_apps_rate_is_divided_by_demand(new_redis, new_nodes, join):
     rate, seconds = 60, 4
     config = f"{CONFIG}[limits.rates.publish]\napp = {{ per_window = {rate} }}\n"
