@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import subprocess
 import time
 import urllib.request
 
@@ -11,8 +12,9 @@ import pytest
 
 from harness.client import Client
 from harness.mongo import MongoServer
+from harness.redis import redis_url
 from harness.rest import api, call
-from harness.server import SERVER_KEY
+from harness.server import BINARY, SERVER_KEY, clean_environment
 from harness.tls import Authority
 from harness.wait import wait_until
 from test_resume import path_of
@@ -398,3 +400,46 @@ def test_what_a_dead_node_has_not_stored_another_stores(stored, open_client, cha
         wait_until(lambda: messages.count_documents({}) == 3, timeout=25, what="the message to be stored", interval=0.1)
         wait_until(lambda: admin.zcard(f"sw:{{dev:{channel}}}:w") == 0, what="nothing to be owed", interval=0.05)
     assert [m["data"] for m in api(nodes[1], "GET", path_of(channel))["messages"]] == [2, 1, 0]
+
+
+# -- `shardwire check` ------------------------------------------------------------------------------------------------
+
+
+def look(folder, redis, **user):
+    """What `check` finds of Redis: grade and text by what was looked at."""
+    url = redis_url(redis.address, None, *user.values()) if user else redis.url
+    folder.mkdir(exist_ok=True)
+    (folder / "shardwire.toml").write_text(
+        f'listen = "127.0.0.1:0"\n[admin]\nlisten = "127.0.0.1:0"\n[broker.redis]\nurls = ["{url}"]\n'
+    )
+    done = subprocess.run(
+        [str(BINARY), "check", "--json"], cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=20
+    )
+    found = {f["what"]: f for f in json.loads(done.stdout) if f["what"].startswith("redis")}
+    assert (done.returncode == 2) == any(f["grade"] == "fail" for f in json.loads(done.stdout)), done
+    return found
+
+
+def test_check_looks_at_redis(new_redis, tmp_path):
+    acl = [
+        "user default on nopass ~* &* +@all",
+        "user sw on >secret ~sw:* &sw:* +@all -@dangerous +info",
+        "user few on >secret ~sw:* &sw:* +@all -@dangerous +info -xadd -spublish",
+        "user other on >secret ~other:* &sw:* +@all -@dangerous +info",
+    ]
+    redis = new_redis(acl=acl)
+    good = look(tmp_path / "a", redis, name="sw", password="secret")
+    assert {f["grade"] for f in good.values()} == {"ok"}, good
+    few = look(tmp_path / "a", redis, name="few", password="secret")["redis rights"]
+    assert few["grade"] == "fail" and few["value"].endswith("denied: XADD, SPUBLISH") and "ACL SETUSER" in few["remedy"], few
+    assert look(tmp_path / "a", redis, name="other", password="secret")["redis rights"]["grade"] == "fail"
+    wrong = look(tmp_path / "a", redis, name="sw", password="wrong-one")["redis"]
+    assert wrong["grade"] == "fail" and "password_file" in wrong["remedy"] and "wrong-one" not in str(wrong), wrong
+    with redis.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("appendonly", "no")
+        assert client.dbsize() == 0, "check changes nothing"
+    found = look(tmp_path / "a", redis)
+    assert [found[what]["grade"] for what in ("redis", "redis memory", "redis persistence")] == ["ok", "warn", "warn"], found
+    redis.kill()
+    assert look(tmp_path / "a", redis)["redis"]["grade"] == "warn"

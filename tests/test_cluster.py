@@ -150,6 +150,24 @@ def test_nothing_acked_is_lost(new_redis, new_proxy, cluster, fault, is_cluster)
     print(f"{fault.__name__}: {lasted:.1f} s of disturbance; {total} messages compared; {traffic.figures()}")
 
 
+def test_publishes_wait_while_their_slot_moves(new_redis, new_nodes):
+    """A slot of a cluster is on its way for 0.6 s, within the time that a publisher waits: nobody is refused, nothing is
+    lost, and channels of other slots go on meanwhile."""
+    redis = new_redis(cluster=True)
+    nodes = new_nodes(redis, 2, config=CONFIG, broker="publish_timeout_ms = 5000\n")
+    traffic = Traffic(nodes, CHANNELS[:50], window=60, pause=0.002).start()
+    wait_until(lambda: traffic.acked() > 200, 30, "publishes to be acknowledged", 0.02)
+    before, began = traffic.acked(), time.monotonic()
+    redis.move_slot("{dev:cl:0}", lasts=0.6)
+    during, lasted = traffic.acked() - before, time.monotonic() - began
+    wait_until(lambda: traffic.acked() > before + during + 200, 30, "publishes to be acknowledged again", 0.02)
+    total = traffic.finish()
+    print(f"{during} acknowledged while a slot moved for {lasted:.2f} s; {total} messages compared; {traffic.figures()}")
+    assert sum(node.metrics().total("shardwire_broker_retries_total") for node in nodes) > 0, "the slot moved between publishes"
+    assert traffic.refused() == 0
+    assert during > 60, "the slot held up the others"
+
+
 # -- members --------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@
 
 mod holder;
 mod kernel;
+mod redis;
 
 use std::fmt;
 use std::fs;
@@ -161,6 +162,7 @@ fn all(flags: &Flags, env: &Env, this_host: &Host) -> Vec<Finding> {
             findings.push(data_dir(&config.data_dir));
             findings.extend(certificates(&config));
             findings.extend(host(&config));
+            findings.extend(redis::findings(&config.redis));
             let own = [Some(config.listen), Some(config.admin_listen)];
             findings.extend(addresses(&config, own, Holding::Allowed));
         }

@@ -93,8 +93,11 @@ class Traffic:
                 assert len({id for _, id in seen}) == len(seen), f"node {number}, {channel}: an id came twice"
         return sum(map(len, told.values()))
 
+    def refused(self):
+        return sum(publisher.refused for publisher in self.publishers)
+
     def figures(self):
-        refused = sum(publisher.refused for publisher in self.publishers)
+        refused = self.refused()
         sessions = [subscriber.sessions for subscriber in self.subscribers]
         return f"{self.acked()} acknowledged, {refused} refused and published again, sessions of subscribers {sessions}"
 

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import time
 
 import redis
 
@@ -219,16 +220,21 @@ class RedisCluster:
                     return server
         return None
 
-    def move_slot(self, key):
-        """Moves the slot of `key`, with all that is in it, to another master."""
+    def move_slot(self, key, lasts=0):
+        """Moves the slot of `key`, with all that is in it, to another master. `lasts`: the seconds between its first key's
+        leaving and the end, as where there are many."""
         source = self.master_of(key)
         slot = self.ask(source, "CLUSTER", "KEYSLOT", key)
         target = next(s for s in self.servers[: self.masters] if s is not source and s.alive())
         ids = [self.ask(server, "CLUSTER", "MYID") for server in (source, target)]
         self.ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
         self.ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
-        while keys := self.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+        many = 1 if lasts else 100
+        while keys := self.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, many):
             self.ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            time.sleep(lasts / 2)
+            lasts /= 2
+        time.sleep(lasts)
         for server in (target, source, *self.servers[: self.masters]):
             if server.alive():
                 self.ask(server, "CLUSTER", "SETSLOT", slot, "NODE", ids[1])

@@ -4,10 +4,11 @@
 //! waits for nobody, and a crowd shares its round trips. Commands of one lane are carried out in their order.
 //!
 //! Invariants: every job is answered once; one whose pipeline broke is not tried again: whether it was carried out is not
-//! known, and its publisher is told so. What a cluster sends elsewhere is tried there, in its order.
+//! known, and its publisher is told so. What a cluster sends elsewhere is tried there, in its order. What it cannot serve
+//! for a moment is tried again until its deadline, and holds up nothing but what is of the same slot ([`Parked`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,6 +25,7 @@ use shardwire_proto::record::Ticket;
 use tokio::sync::{Notify, oneshot};
 
 use super::core::{Core, Held};
+use super::parked::Parked;
 use super::scripts;
 
 /// Commands in one pipeline: a few milliseconds of one Redis.
@@ -35,8 +37,6 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// Between attempts to connect.
 const CONNECT_AFTER_MIN: Duration = Duration::from_millis(50);
 const CONNECT_AFTER_MAX: Duration = Duration::from_secs(1);
-/// Until a command is tried again that came while its slot was on its way to another server.
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// Why a command has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,12 @@ pub(super) struct Job {
     pub(super) held: Option<Held>,
 }
 
+impl Job {
+    fn is_publish(&self) -> bool {
+        matches!(self.done, Done::Publish { .. })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LaneState {
     /// Has never been connected: jobs wait.
@@ -83,6 +89,8 @@ pub(super) enum LaneState {
 pub(super) struct Lane {
     addr: ConnectionAddr,
     queue: RefCell<VecDeque<Job>>,
+    /// What has been sent, and could not be served then.
+    parked: RefCell<Parked<Job>>,
     wake: Arc<Notify>,
     state: Cell<LaneState>,
     stopped: Cell<bool>,
@@ -104,6 +112,7 @@ impl Lane {
         Rc::new(Self {
             addr,
             queue: RefCell::default(),
+            parked: RefCell::default(),
             wake: Arc::default(),
             state: Cell::new(LaneState::Starting),
             stopped: Cell::new(false),
@@ -139,7 +148,9 @@ impl Lane {
 
     /// All that waits, to go elsewhere.
     pub(super) fn take_queue(&self) -> VecDeque<Job> {
-        self.queue.take()
+        let mut all = self.parked.borrow_mut().take();
+        all.append(&mut self.queue.borrow_mut());
+        all
     }
 
     /// Ends its task.
@@ -188,7 +199,7 @@ impl Lane {
     }
 
     fn fail_queue(&self, core: &Core) {
-        for job in self.queue.take() {
+        for job in self.take_queue() {
             core.complete(job, Err(Failure::Away));
         }
         core.flush();
@@ -226,12 +237,15 @@ impl Lane {
                 return Some(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into());
             }
             let batch = self.take_batch(core);
-            if self.stopped.get() && batch.is_empty() {
-                return None;
-            }
             if batch.is_empty() {
-                let idle = tokio::time::timeout(PING_EVERY, self.wake.notified()).await;
+                let parked = self.parked.borrow().wait(Instant::now());
+                if self.stopped.get() && parked.is_none() {
+                    return None;
+                }
+                let wait = parked.unwrap_or(PING_EVERY);
+                let idle = tokio::time::timeout(wait, self.wake.notified()).await;
                 if idle.is_err()
+                    && parked.is_none()
                     && let Err(error) = redis::cmd("PING").exec_async(&mut connection).await
                 {
                     return Some(error);
@@ -268,12 +282,20 @@ impl Lane {
 
     fn take_batch(&self, core: &Core) -> Vec<Job> {
         let mut queue = self.queue.borrow_mut();
-        let mut batch = Vec::with_capacity(queue.len().min(BATCH_MAX));
+        let mut parked = self.parked.borrow_mut();
         let (mut bytes, now) = (0, Instant::now());
+        for job in parked.release(now).into_iter().rev() {
+            queue.push_front(job);
+        }
+        let mut batch = Vec::with_capacity(queue.len().min(BATCH_MAX));
         while batch.len() < BATCH_MAX && bytes < BATCH_BYTES_MAX {
             let Some(job) = queue.pop_front() else { break };
             if job.deadline <= now {
                 core.complete(job, Err(Failure::Away));
+                continue;
+            }
+            if parked.has(job.slot) {
+                parked.push(job.slot, job, now);
                 continue;
             }
             bytes += job.held.as_ref().map_or(0, Held::bytes);
@@ -304,26 +326,39 @@ impl Lane {
         let safe = wait == 0
             || matches!(values.next(), Some(Value::Int(count)) if count >= i64::from(wait));
         let (mut again, mut elsewhere) = (Vec::new(), Vec::new());
-        let (mut pause, mut load) = (false, false);
+        let (mut parked, now) = (Parked::default(), Instant::now());
         for (mut job, value) in answers {
-            match judge(value, core) {
+            let verdict = judge(value, core);
+            // What comes behind one of its slot that waits, waits too.
+            let follows = parked.has(job.slot);
+            match verdict {
                 Verdict::Done(Ok(_)) if !safe => core.complete(job, Err(Failure::Away)),
                 Verdict::Done(result) => core.complete(job, result),
-                Verdict::Moved => elsewhere.push(job),
-                Verdict::Ask => {
+                Verdict::Moved if !follows => elsewhere.push(job),
+                // A publish has more keys than there are: the other server would not serve it before the move is over.
+                Verdict::Ask if !follows && !job.is_publish() => {
                     // For this once; the slot is still here.
                     job.asking = true;
                     elsewhere.push(job);
                 }
-                Verdict::Again => {
-                    pause = true;
-                    again.push(job);
-                }
-                Verdict::LoadScripts => {
-                    load = true;
-                    again.push(job);
+                Verdict::LoadScripts if !follows => again.push(job),
+                Verdict::Again | Verdict::Moved | Verdict::Ask | Verdict::LoadScripts => {
+                    job.asking = false;
+                    parked.push(job.slot, job, now);
                 }
             }
+        }
+        // What waits here for the same slots goes along: what is submitted from here on goes there directly.
+        if !elsewhere.is_empty() {
+            let slots: BTreeSet<u16> = elsewhere
+                .iter()
+                .filter(|j| !j.asking)
+                .map(|j| j.slot)
+                .collect();
+            let moved = |job: &Job| slots.contains(&job.slot);
+            let (along, stay): (Vec<_>, Vec<_>) = self.queue.take().into_iter().partition(moved);
+            *self.queue.borrow_mut() = stay.into();
+            elsewhere.extend(along);
         }
         for job in elsewhere.into_iter().rev() {
             core.shared.redirects.fetch_add(1, Relaxed);
@@ -339,17 +374,23 @@ impl Lane {
                 core.complete(job, Err(Failure::Away));
             }
         }
+        let load = !again.is_empty();
+        {
+            // Back to where they came from before anything is awaited: a connection may break.
+            let mut queue = self.queue.borrow_mut();
+            for mut job in again.into_iter().rev() {
+                job.asking = false;
+                queue.push_front(job);
+            }
+            let mut waiting = self.parked.borrow_mut();
+            for job in parked.take() {
+                core.shared.retries.fetch_add(1, Relaxed);
+                waiting.push(job.slot, job, now);
+            }
+            waiting.settled();
+        }
         if load {
             load_scripts(connection).await?;
-        }
-        if pause {
-            core.flush();
-            tokio::time::sleep(TRY_AGAIN_AFTER).await;
-        }
-        let mut queue = self.queue.borrow_mut();
-        for mut job in again.into_iter().rev() {
-            job.asking = false;
-            queue.push_front(job);
         }
         Ok(())
     }

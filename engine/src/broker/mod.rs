@@ -19,6 +19,7 @@ mod handle;
 pub mod keys;
 mod lane;
 mod layout;
+mod parked;
 mod repair;
 mod scripts;
 mod stats;

@@ -25,6 +25,7 @@ pub(super) struct Shared {
     pub(super) connections: AtomicU64,
     pub(super) reconnects: AtomicU64,
     pub(super) redirects: AtomicU64,
+    pub(super) retries: AtomicU64,
     pub(super) topics: AtomicUsize,
     pub(super) topics_heard: AtomicUsize,
     pub(super) servers: AtomicUsize,
@@ -58,6 +59,8 @@ pub struct BrokerStats {
     pub reconnects: u64,
     /// Commands that a cluster has sent elsewhere.
     pub redirects: u64,
+    /// Commands that could not be served for a moment and were sent again.
+    pub retries: u64,
     /// Topics wanted, and those heard.
     pub topics: usize,
     pub topics_heard: usize,
@@ -85,6 +88,7 @@ impl Shared {
             connections: self.connections.load(Relaxed),
             reconnects: self.reconnects.load(Relaxed),
             redirects: self.redirects.load(Relaxed),
+            retries: self.retries.load(Relaxed),
             topics: self.topics.load(Relaxed),
             topics_heard: self.topics_heard.load(Relaxed),
             servers: self.servers.load(Relaxed),

@@ -39,6 +39,12 @@ pub(super) fn render(page: &mut Page, broker: &BrokerStats, shards: &[(ShardId, 
             broker.redirects,
         ),
         (
+            "shardwire_broker_retries_total",
+            "counter",
+            "Commands sent again as Redis could not serve their slot for a moment.",
+            broker.retries,
+        ),
+        (
             "shardwire_broker_queue_operations",
             "gauge",
             "Publishes that wait for Redis.",
