@@ -297,7 +297,7 @@ def test_tls_and_an_acl_user_with_few_rights(new_redis, new_nodes, open_client, 
 
 def test_an_ack_waits_for_replicas(new_redis, new_nodes, open_client, channel):
     redis = new_redis(cluster=True)
-    nodes = new_nodes(redis, 1, broker="wait_replicas = 1\npublish_timeout_ms = 600\n")
+    nodes = new_nodes(redis, 1, broker="wait_replicas = 1\npublish_timeout_ms = 2000\n")
     a = open_client(nodes[0])
     a.publish(channel, 1)
     assert redis.calls("wait") >= 1

@@ -41,6 +41,7 @@ def cluster(new_nodes):
         nodes = new_nodes(redis, count, config=CONFIG, broker=BROKER + more, **options)
         for node in nodes:
             wait_until(lambda n=node: len(others(n)) == count - 1, 10, "the nodes to know of each other", 0.05)
+            wait_until(lambda n=node: n.metrics().total("shardwire_broker_connected") == 1, 10, "Redis to be seen", 0.05)
         return nodes
 
     return make

@@ -42,10 +42,10 @@ class Client(RawWs):
                 return frame
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise AssertionError(f"no frame with {fields}; have {list(self.backlog)[-10:]}")
-            frame = json.loads(self.recv_text(left))
+            try:
+                frame = json.loads(self.recv_text(max(0.0, deadline - time.monotonic())))
+            except TimeoutError:
+                raise AssertionError(f"no frame with {fields}; have {list(self.backlog)[-10:]}") from None
             if matches(frame, fields):
                 return frame
             self.backlog.append(frame)

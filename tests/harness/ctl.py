@@ -92,9 +92,18 @@ class Terminal:
         deadline = time.monotonic() + timeout
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"has not ended:\n{self.text()}"
-            if select.select([self.main], [], [], 0.05)[0]:
-                try:
-                    self.shown += os.read(self.main, 65536).decode(errors="replace")
-                except OSError:
-                    pass
+            self.read_some(0.05)
+        while self.read_some(0):
+            pass
         return self.process.returncode
+
+    def read_some(self, timeout):
+        """Read what is there, or comes in time; whether that was anything."""
+        if not select.select([self.main], [], [], timeout)[0]:
+            return False
+        try:
+            data = os.read(self.main, 65536)
+        except OSError:
+            data = b""
+        self.shown += data.decode(errors="replace")
+        return bool(data)
